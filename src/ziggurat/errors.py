@@ -1,0 +1,83 @@
+"""The errors that users of ziggurat meet. Every message says what was received, what is allowed, and what to do.
+
+ZigguratError
+├── UnknownModel            (also LookupError)   no architecture of that name
+├── UnknownTag              (also LookupError)   the architecture exists, the pretrained tag does not
+├── BadArgument             (also ValueError)    an argument has a value that cannot work
+│   ├── UnsupportedStride                        a stride that the architecture lacks
+│   └── UnknownArgument     (also TypeError)     an argument that the architecture does not take
+├── CheckpointMismatch      (also RuntimeError)  a checkpoint's keys or shapes are not the model's
+├── UnsafeCheckpoint        (also RuntimeError)  a file that holds more than plain tensors
+├── SourceUnavailable       (also OSError)       weights that cannot be found or fetched
+└── MissingExtra            (also ImportError)   an optional dependency that is not installed
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "BadArgument",
+    "CheckpointMismatch",
+    "MissingExtra",
+    "SourceUnavailable",
+    "UnknownArgument",
+    "UnknownModel",
+    "UnknownTag",
+    "UnsafeCheckpoint",
+    "UnsupportedStride",
+    "ZigguratError",
+    "nearest",
+]
+
+
+class ZigguratError(Exception):
+    """The root: catch it to catch every error that is the user's to mend."""
+
+    def __str__(self) -> str:
+        return " ".join(str(part) for part in self.args)  # LookupError would print a quoted repr
+
+
+class UnknownModel(ZigguratError, LookupError, RuntimeError):
+    """No architecture of the name asked for. (A RuntimeError too, as timm's `create_model` raises.)"""
+
+
+class UnknownTag(ZigguratError, LookupError, RuntimeError):
+    """The architecture is known, the pretrained tag behind the dot is not."""
+
+
+class BadArgument(ZigguratError, ValueError):
+    """An argument whose value cannot work."""
+
+
+class UnsupportedStride(BadArgument):
+    """A stride that the architecture does not have."""
+
+
+class UnknownArgument(BadArgument, TypeError):
+    """An argument that the architecture's constructor does not take."""
+
+
+class CheckpointMismatch(ZigguratError, RuntimeError):
+    """Keys or shapes of a checkpoint differ from the model's."""
+
+
+class UnsafeCheckpoint(ZigguratError, RuntimeError):
+    """A checkpoint that would have to be unpickled as code; it never is."""
+
+
+class SourceUnavailable(ZigguratError, OSError):
+    """Weights that could not be found or fetched."""
+
+
+class MissingExtra(ZigguratError, ImportError):
+    """An optional dependency that is not installed."""
+
+
+def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """The `count` names closest to `name`, best first; a prefix match counts as close."""
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+    close += [n for n in names if n.startswith(name) and n not in close]
+    return close[:count]
