@@ -5,6 +5,7 @@ ZigguratError
 ├── UnknownTag              (also LookupError)   the architecture exists, the pretrained tag does not
 ├── BadArgument             (also ValueError)    an argument has a value that cannot work
 │   ├── UnsupportedStride                        a stride that the architecture lacks
+│   ├── UnreadableImage                          an image source that yields no picture
 │   └── UnknownArgument     (also TypeError)     an argument that the architecture does not take
 ├── CheckpointMismatch      (also RuntimeError)  a checkpoint's keys or shapes are not the model's
 ├── UnsafeCheckpoint        (also RuntimeError)  a file that holds more than plain tensors
@@ -25,6 +26,7 @@ __all__ = [
     "UnknownArgument",
     "UnknownModel",
     "UnknownTag",
+    "UnreadableImage",
     "UnsafeCheckpoint",
     "UnsupportedStride",
     "ZigguratError",
@@ -57,6 +59,18 @@ class UnsupportedStride(BadArgument):
 
 class UnknownArgument(BadArgument, TypeError):
     """An argument that the architecture's constructor does not take."""
+
+
+class UnreadableImage(BadArgument):
+    """An image source that yields no picture: `path` says which, `cause` why."""
+
+    def __init__(self, path: object, cause: object) -> None:
+        super().__init__(path, cause)
+        self.path = path
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"cannot read an image from {str(self.path)!r}: {self.cause}"
 
 
 class CheckpointMismatch(ZigguratError, RuntimeError):
