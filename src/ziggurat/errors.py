@@ -81,8 +81,8 @@ class UnsafeCheckpoint(ZigguratError, RuntimeError):
     """A checkpoint that would have to be unpickled as code; it never is."""
 
 
-class SourceUnavailable(ZigguratError, OSError):
-    """Weights that could not be found or fetched."""
+class SourceUnavailable(ZigguratError, OSError, RuntimeError):
+    """Weights that could not be found or fetched. (A RuntimeError too, as timm raises.)"""
 
 
 class MissingExtra(ZigguratError, ImportError):

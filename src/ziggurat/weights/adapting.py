@@ -1,0 +1,273 @@
+"""A state dict fitted to a model: other input channels, other classes, other names for the same tensors."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ziggurat.errors import BadArgument, CheckpointMismatch
+from ziggurat.weights.pretrained import PretrainedCfg
+
+__all__ = ["adapt_input_conv", "adapt_state_dict", "by_order", "fit", "mismatch"]
+
+Shapes = Mapping[str, Collection[int]]
+
+# What timm's feature wrappers (and others') put before the names of the model inside.
+OUTER = ("model.", "body.")
+# Where they joined a container's name and an index: `layer1_0.conv1` for `layer1.0.conv1`.
+JOINED = re.compile(r"^([A-Za-z]\w*?)_(\d+)\.")
+COUNTER = "num_batches_tracked"  # old checkpoints lack it, and inference never reads it
+SHOWN = 10
+
+# A name that gives a checkpoint's origin away, what it then is, and what to do.
+ORIGINS = (
+    (r"^(optimizer|lr_scheduler|epoch)$", "a DeiT training checkpoint", "load the state dict under its entry 'model'"),
+    (r"^_(conv_stem|blocks\.0\.)", "a checkpoint of the package efficientnet_pytorch", "convert it by the order of its tensors"),
+    (r"^(encoder\.layers\.encoder_layer_0\.|conv_proj\.|trunk_output\.block1\.|features\.\d+\.(\d+\.)*(weight|block\.))",
+     "a torchvision checkpoint", "load it into torchvision's model"),
+    (r"^(\w+\.)?(embeddings\.|encoder\.layer\.0\.)", "a checkpoint of Hugging Face transformers", "use the timm repository of the same weights"),
+    (r"^(visual|transformer\.resblocks|text_projection|logit_scale)\b", "an OpenCLIP checkpoint",
+     "load the image tower alone, without the prefix 'visual.'"),
+    (r"^(student|teacher)\.", "a DINO training checkpoint", "load its student or its teacher alone"),
+    (r"^(encoder_q|base_encoder|momentum_encoder)\.", "a MoCo training checkpoint", "load its encoder alone"),
+    (r"^backbone\.", "a detector's or segmenter's checkpoint", "load the tensors under 'backbone.' alone"),
+    (r"/", "a JAX checkpoint in NumPy form", "use an architecture that reads it, or its converted weights"),
+    (r"\.(gamma|moving_mean)$", "a MindSpore checkpoint", "convert it to PyTorch's names first"),
+    (r"^\w+_\d+\.", "a features_only checkpoint of timm", "load it into the architecture that it was made from"),
+)  # fmt: skip
+
+
+def adapt_input_conv(in_chans: int, conv_weight: Tensor, base_chans: int = 3) -> Tensor:
+    """The weight of an input convolution (O, I, kH, kW) for images of `in_chans` channels instead of `base_chans`.
+
+    One channel gets the sum over the old ones, which answers a grey image as the old weight answers that image
+    repeated. Other counts repeat the old channels in turn, cut off at `in_chans` and scaled by
+    `base_chans / in_chans`, so that repeated channels give the old response. Where I is a multiple of `base_chans`
+    (space to depth), one channel is summed within each position; other counts raise `NotImplementedError`, as does a
+    weight that is no convolution's. The dtype is kept; half precision is computed in float32.
+    """
+    if in_chans < 1 or base_chans < 1:
+        raise BadArgument(
+            f"channel counts {in_chans} and {base_chans} were given; both have to be positive. Pass the numbers of "
+            "channels of the images and of the pretraining."
+        )
+    if conv_weight.ndim != 4:
+        raise NotImplementedError(f"an input weight of {conv_weight.ndim} dimensions is no 2D convolution's")
+    if in_chans == base_chans:
+        return conv_weight
+    positions, rest = divmod(conv_weight.shape[1], base_chans)
+    if rest or (positions != 1 and in_chans != 1):
+        raise NotImplementedError(
+            f"an input weight of {conv_weight.shape[1]} channels cannot be refitted from {base_chans} to {in_chans}"
+        )
+    wide = conv_weight if conv_weight.dtype == torch.float64 else conv_weight.float()
+    if in_chans == 1:
+        fitted = wide.unflatten(1, (positions, base_chans)).sum(dim=2)
+    else:
+        turn = torch.arange(in_chans, device=wide.device) % base_chans
+        fitted = wide[:, turn] * (base_chans / in_chans)
+    return fitted.to(conv_weight.dtype)
+
+
+def adapt_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], cfg: PretrainedCfg) -> dict[str, Tensor]:
+    """A checkpoint's state dict with the model's names, input channels and classes; tensors are shared, not copied.
+
+    The model's own `remap_checkpoint` comes first, then the dialects of feature wrappers. The first convolutions are
+    refitted to the model's channels (`adapt_input_conv`). The classifier is left out where the model's number of
+    classes is not the checkpoint's, and cut by `cfg.label_offset` where the checkpoint has background classes.
+    """
+    return fit(model, state_dict, cfg)[0]
+
+
+def fit(model: nn.Module, state_dict: Mapping[str, Tensor], cfg: PretrainedCfg) -> tuple[dict[str, Tensor], set[str]]:
+    """What `adapt_state_dict` returns, and the names of the model's tensors that the checkpoint cannot fill."""
+    own = model.state_dict()
+    fitted = without_prefix(state_dict, own)
+    if cfg.package and not own.keys() <= fitted.keys():
+        free = [*names(cfg.first_conv), *names(cfg.classifier)]
+        fitted = by_order(own, fitted, free=free, part=True)
+    if hasattr(model, "remap_checkpoint"):
+        fitted = dict(model.remap_checkpoint(fitted))
+    fitted = without_joints(fitted, own)
+    unfilled = fit_input(model, fitted, cfg) | fit_classifier(model, own, fitted, cfg)
+    return fitted, unfilled
+
+
+def names(path: str | Iterable[str] | None) -> tuple[str, ...]:
+    """One module path, several or none, as a tuple."""
+    if not path:
+        return ()
+    return (path,) if isinstance(path, str) else tuple(path)
+
+
+def without_prefix(state_dict: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Names without an outer `model.` or `body.` that all of them have and the model's lack."""
+    for prefix in OUTER:
+        wrapped = bool(state_dict) and all(name.startswith(prefix) for name in state_dict)
+        if wrapped and not any(name.startswith(prefix) for name in own):
+            return {name[len(prefix) :]: tensor for name, tensor in state_dict.items()}
+    return dict(state_dict)
+
+
+def without_joints(state_dict: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
+    """`layer1_0.` and `stages_0.` as `layer1.0.` and `stages.0.`, where that gives one of the model's names."""
+    if own.keys() <= state_dict.keys():
+        return state_dict
+    renamed = {}
+    for name, tensor in state_dict.items():
+        split = JOINED.sub(r"\1.\2.", name)
+        renamed[split if name not in own and split in own else name] = tensor
+    return renamed
+
+
+def by_order(
+    own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], free: Collection[str] = (), part: bool = False
+) -> dict[str, Tensor]:
+    """A state dict under the model's names where only the order of the tensors agrees, every shape checked.
+
+    Batch-norm counters are left out where the two do not have the same number of them. Tensors of the modules in
+    `free` may have other shapes. `part` allows a model that has only the first of the tensors (a pruned one).
+    Raises `CheckpointMismatch`.
+    """
+    ours, theirs = list(own), list(state_dict)
+    if len(ours) != len(theirs) and not (part and counters(ours) and counters(theirs)):
+        ours, theirs = ([name for name in side if not name.endswith(COUNTER)] for side in (ours, theirs))
+    if len(ours) > len(theirs) or (len(ours) < len(theirs) and not part):
+        raise CheckpointMismatch(
+            f"the checkpoint has {len(theirs)} tensors and the model {len(ours)}, so they cannot be matched by their "
+            "order. Choose the architecture that the checkpoint is of."
+        )
+    matched = {}
+    for name, other in zip(ours, theirs):  # the rest of theirs is what a pruned model lacks
+        tensor = state_dict[other]
+        if tensor.shape != own[name].shape and name.rpartition(".")[0] not in free:
+            raise CheckpointMismatch(
+                f"matched by their order, the checkpoint's {other} {tuple(tensor.shape)} meets the model's {name} "
+                f"{tuple(own[name].shape)}. Choose the architecture that the checkpoint is of."
+            )
+        matched[name] = tensor
+    return matched
+
+
+def counters(side: list[str]) -> bool:
+    return any(name.endswith(COUNTER) for name in side)
+
+
+def fit_input(model: nn.Module, fitted: dict[str, Tensor], cfg: PretrainedCfg) -> set[str]:
+    """Refit the first convolutions in place; returns the names of those that stay as the model initialised them."""
+    unfilled = set()
+    base_chans = (cfg.input_size or (3,))[0]
+    for path in names(cfg.first_conv):
+        name = f"{path}.weight"
+        module = model.get_submodule(path)
+        if name not in fitted or fitted[name].shape == module.weight.shape:
+            continue
+        weight = fitted[name]
+        in_chans, rest = input_channels(module, weight, base_chans)
+        if rest or (in_chans == base_chans and weight.ndim == 4):
+            raise CheckpointMismatch(
+                f"the checkpoint's {name} {tuple(weight.shape)} cannot be one for {base_chans} channels, which its "
+                f"configuration's input_size says; the model's is {tuple(module.weight.shape)}. "
+                "Correct input_size, or choose the architecture that the checkpoint is of."
+            )
+        try:
+            fitted[name] = adapt_input_conv(in_chans, weight, base_chans=base_chans)
+        except NotImplementedError as reason:
+            warnings.warn(f"{name} stays as initialised, because {reason}", stacklevel=4)
+            del fitted[name]
+            unfilled.add(name)
+    return unfilled
+
+
+def input_channels(module: nn.Module, weight: Tensor, base_chans: int) -> tuple[int, int]:
+    """The image channels of a model's first layer, seen from a checkpoint's weight for `base_chans`, and a remainder.
+
+    A space-to-depth stem has several input channels for each of the image's, in the model and in the checkpoint alike.
+    """
+    if isinstance(module, nn.Conv2d) and weight.ndim == 4:
+        return divmod(base_chans * module.in_channels, weight.shape[1] * module.groups)
+    return base_chans + 1, 0  # not known, and not needed: such a weight is never refitted
+
+
+def fit_classifier(
+    model: nn.Module, own: Mapping[str, Tensor], fitted: dict[str, Tensor], cfg: PretrainedCfg
+) -> set[str]:
+    """Cut or leave out the classifier in place; returns the names of the model's that stay as initialised."""
+    heads = tuple(f"{path}." for path in names(cfg.classifier))
+    if not heads:
+        return set()
+    classes = getattr(model, "num_classes", None)
+    if classes is None:
+        weight = own.get(f"{heads[0]}weight")
+        classes = 0 if weight is None else weight.shape[0]
+    if classes != cfg.num_classes:
+        for name in [name for name in fitted if name.startswith(heads)]:
+            del fitted[name]
+        return {name for name in own if name.startswith(heads)}
+    if cfg.label_offset:
+        for name in fitted:
+            if name.startswith(heads):
+                fitted[name] = fitted[name][cfg.label_offset :]
+    return set()
+
+
+def mismatch(model_keys_shapes: Shapes, state_dict: Mapping[str, Any]) -> str | None:
+    """What sets a state dict apart from a model, in one message; None where nothing does.
+
+    At most ten names of a kind (missing, unexpected, other shape) are shown, grouped by module, with the number of
+    the others and a guess at where the checkpoint came from. Missing batch-norm counters do not count.
+    """
+    missing = [n for n in model_keys_shapes if n not in state_dict and not n.endswith(COUNTER)]
+    unexpected = [n for n in state_dict if n not in model_keys_shapes]
+    shaped = [
+        (n, tuple(state_dict[n].shape), tuple(shape))
+        for n, shape in model_keys_shapes.items()
+        if n in state_dict and tuple(state_dict[n].shape) != tuple(shape)
+    ]
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} missing: {grouped(missing)}")
+    if unexpected:
+        parts.append(f"{len(unexpected)} unexpected: {grouped(unexpected)}")
+    if shaped:
+        listed = [f"{name} {theirs} where the model has {ours}" for name, theirs, ours in shaped[:SHOWN]]
+        parts.append(f"{len(shaped)} of another shape: {', '.join(listed)}{more(shaped)}")
+    if not parts:
+        return None
+    return f"the checkpoint's tensors are not the model's. {'; '.join(parts)}. {origin(missing, unexpected, shaped)}"
+
+
+def more(found: Collection[Any]) -> str:
+    return f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+
+
+def grouped(found: list[str]) -> str:
+    """At most ten names, those of one module together: `layer1.0.bn1.{weight, bias}, fc.weight, and 12 more`."""
+    groups: dict[str, list[str]] = {}
+    for name in found[:SHOWN]:
+        prefix, dot, last = name.rpartition(".")
+        groups.setdefault(prefix + dot, []).append(last)
+    shown = [
+        prefix + (leaves[0] if len(leaves) == 1 else "{" + ", ".join(leaves) + "}") for prefix, leaves in groups.items()
+    ]
+    return ", ".join(shown) + more(found)
+
+
+def origin(missing: list[str], unexpected: list[str], shaped: Collection[Any]) -> str:
+    """A guess at where a checkpoint with these differences came from, and what to do about it."""
+    for pattern, what, advice in ORIGINS:
+        if any(re.search(pattern, name) for name in unexpected):
+            return f"It looks like {what}: {advice}."
+    if missing and not unexpected and not shaped:
+        return (
+            "It looks like a features_only checkpoint of timm, which lacks what follows the last level: "
+            "load it into a features_only model of the same levels, or pass strict=False."
+        )
+    if shaped and not missing and not unexpected:
+        return "The names agree and the sizes do not: it is of a narrower, wider or otherwise sized variant."
+    return "Choose the architecture that the checkpoint is of."

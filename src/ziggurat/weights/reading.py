@@ -1,0 +1,279 @@
+"""A checkpoint file as a state dict: names to plain tensors, and never code that the file holds.
+
+What a file is, is read from its first bytes, not from its name: safetensors, PyTorch (zip and the older pickle
+stream) or NumPy `.npz`. Safetensors and PyTorch zip files are memory-mapped: a tensor is read from disk when it is
+used. Training checkpoints are unwrapped, the averaged (EMA) weights preferred; the prefixes that
+`DistributedDataParallel` and `torch.compile` put before names are removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ziggurat.errors import BadArgument, CheckpointMismatch, SourceUnavailable, UnsafeCheckpoint
+from ziggurat.weights.adapting import by_order, mismatch
+
+__all__ = [
+    "clean_state_dict",
+    "load_checkpoint",
+    "load_state_dict",
+    "load_state_dict_from_path",
+    "preferred_file",
+    "read_state_dict",
+]
+
+logger = logging.getLogger(__name__)
+
+WRAPPERS = ("state_dict", "model")
+AVERAGED = ("state_dict_ema", "model_ema")
+PREFIXES = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
+
+# What a directory of weights is searched for, best first: names, then endings.
+FILE_NAMES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+)
+FILE_ENDINGS = (".safetensors", ".pth", ".pth.tar", ".bin")
+
+# What readers raise on damaged bytes; all of it is reported with its cause.
+DAMAGE = (
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    zipfile.BadZipFile,
+)
+
+
+def read_state_dict(path: str | os.PathLike[str], use_ema: bool = True) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file, on the CPU, under the names of the bare model.
+
+    `use_ema` prefers a training checkpoint's averaged weights to its last ones. Raises `SourceUnavailable` for a file
+    that is missing or damaged, `UnsafeCheckpoint` for one that would have to run code, `CheckpointMismatch` for one
+    that holds no state dict.
+    """
+    path = Path(path)
+    content = unwrap(read_content(path), use_ema, path)
+    tensors = {}
+    for name, value in clean_state_dict(content).items():
+        if not isinstance(value, Tensor):
+            raise CheckpointMismatch(
+                f"{path} holds {name!r}, which is no tensor but of type {type(value).__name__}; allowed are a state "
+                f"dict or a training checkpoint with one under {', '.join(WRAPPERS + AVERAGED)}. "
+                "Save the state dict alone and load that."
+            )
+        tensors[name] = value.detach()
+    return tensors
+
+
+def read_content(path: Path) -> Mapping[str, Any]:
+    """What a file holds, by the kind that its first bytes show."""
+    if not path.is_file():
+        what = "a directory" if path.is_dir() else "no file"
+        raise SourceUnavailable(f"{path} is {what}; give the path of a checkpoint file.")
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(9)
+    except OSError as error:
+        raise SourceUnavailable(f"{path} cannot be opened: {error.strerror}.") from error
+    if start.startswith(b"PK\x03\x04"):
+        return read_npz(path) if path.suffix.lower() == ".npz" else read_torch(path, mapped=True)
+    if start[8:] == b"{":
+        return read_safetensors(path)
+    if start.startswith(b"\x80"):
+        return read_torch(path, mapped=False)
+    raise SourceUnavailable(f"{path} is no checkpoint: {appearance(start)}. Fetch the file again.")
+
+
+def appearance(start: bytes) -> str:
+    """What a file that begins with these bytes is likely to be instead of a checkpoint."""
+    if not start:
+        return "it is empty"
+    if start.startswith(b"version h"):
+        return "it is a Git LFS pointer to the weights, not the weights"
+    if start.lstrip().startswith(b"<"):
+        return "it is a web page, perhaps an error message saved under the name of the weights"
+    return f"it begins with {start!r}, neither safetensors, PyTorch nor NumPy"
+
+
+def damaged(path: Path, kind: str, error: Exception) -> SourceUnavailable:
+    cause = str(error).split("\n")[0].strip() or type(error).__name__
+    return SourceUnavailable(f"{path} ({path.stat().st_size} bytes) is a damaged {kind} file: {cause}. Fetch it again.")
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, as views of the mapped file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, *DAMAGE) as error:
+        raise damaged(path, "safetensors", error) from error
+
+
+def read_torch(path: Path, mapped: bool) -> Mapping[str, Any]:
+    """What `torch.save` wrote, restricted to tensors, containers, numbers and text."""
+    try:
+        # A Namespace only holds attributes; training scripts save their arguments in one.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise unsafe(path, error) from error
+    except DAMAGE as error:
+        if "TorchScript" in str(error):
+            raise unsafe(path, error) from error
+        raise damaged(path, "PyTorch", error) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointMismatch(
+            f"{path} holds an object of type {type(content).__name__}; allowed is a dict of tensors by name."
+        )
+    return content
+
+
+def unsafe(path: Path, error: Exception) -> UnsafeCheckpoint:
+    named = re.findall(r"GLOBAL ([\w.]+)", str(error))
+    what = (
+        f"objects of {named[0]}" if named else "a TorchScript program" if "TorchScript" in str(error) else "a program"
+    )
+    return UnsafeCheckpoint(
+        f"{path} holds more than plain tensors ({what}), and reading that could run any code. "
+        "No automatic unsafe pickle fallback is performed. "  # compat: code written for timm matches this sentence
+        "If you trust where it comes from, load it yourself, save its tensors with safetensors.torch.save_file, "
+        "and give that file."
+    )
+
+
+def read_npz(path: Path) -> dict[str, Tensor]:
+    """The arrays of a NumPy archive; JAX's bfloat16, which NumPy stores as two opaque bytes, becomes torch's."""
+    import numpy as np
+
+    tensors = {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for name in archive.files:
+                array = archive[name]
+                if array.dtype == np.dtype("V2"):
+                    tensors[name] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+                else:
+                    tensors[name] = torch.from_numpy(array)
+    except DAMAGE as error:
+        if "allow_pickle" in str(error):
+            raise unsafe(path, error) from error
+        raise damaged(path, "NumPy", error) from error
+    return tensors
+
+
+def unwrap(content: Mapping[str, Any], use_ema: bool, path: Path) -> Mapping[str, Any]:
+    """The state dict inside a training checkpoint, or `content` itself where it is one."""
+    for name in (AVERAGED if use_ema else ()) + WRAPPERS:
+        inner = content.get(name)
+        if isinstance(inner, Mapping):
+            return inner
+    dicts = [name for name, value in content.items() if isinstance(value, Mapping)]
+    if dicts:
+        raise CheckpointMismatch(
+            f"{path} holds several parts ({', '.join(map(str, content))}); a state dict is looked for under "
+            f"{', '.join(AVERAGED + WRAPPERS)}. Save the part that you want ({', '.join(map(str, dicts[:3]))}?) alone."
+        )
+    return content
+
+
+def clean_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict without the prefixes that wrappers put before names (`module.`, `_orig_mod.`, in any order)."""
+    return {PREFIXES.sub("", name): value for name, value in state_dict.items()}
+
+
+def refuse_unsafe(weights_only: bool) -> None:
+    if not weights_only:
+        raise BadArgument(
+            "weights_only=False was asked for; allowed is True, because ziggurat never unpickles code. "
+            "Load such a file with torch yourself and pass its state dict on."
+        )
+
+
+def load_state_dict(
+    checkpoint_path: str | os.PathLike[str],
+    use_ema: bool = True,
+    device: str | torch.device = "cpu",
+    weights_only: bool = True,
+) -> dict[str, Tensor]:
+    """`read_state_dict` under timm's name and arguments, the tensors on `device`."""
+    refuse_unsafe(weights_only)
+    tensors = read_state_dict(checkpoint_path, use_ema=use_ema)
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def preferred_file(directory: str | os.PathLike[str]) -> Path:
+    """The checkpoint file of a directory: the known names first, then the safest ending, then the alphabet."""
+    directory = Path(directory)
+    for name in FILE_NAMES:
+        if (directory / name).exists():
+            return directory / name
+    for ending in FILE_ENDINGS:
+        found = sorted(directory.glob(f"*{ending}"))
+        if len(found) > 1:
+            logger.warning("%s holds %s; the first is taken.", directory, ", ".join(path.name for path in found))
+        if found:
+            return found[0]
+    raise SourceUnavailable(
+        f"No suitable checkpoints found in {directory}: allowed are {', '.join(FILE_NAMES[:4])} "
+        f"or any file that ends in {', '.join(FILE_ENDINGS)}."
+    )
+
+
+def load_state_dict_from_path(path: str | os.PathLike[str], weights_only: bool = True) -> dict[str, Tensor]:
+    """The state dict of a directory's `preferred_file`."""
+    refuse_unsafe(weights_only)
+    return read_state_dict(preferred_file(path))
+
+
+def load_checkpoint(
+    model: nn.Module,
+    checkpoint_path: str | os.PathLike[str],
+    use_ema: bool = True,
+    device: str | torch.device = "cpu",
+    strict: bool = True,
+    remap: bool = False,
+    filter_fn: Callable[..., Mapping[str, Tensor]] | None = None,
+    weights_only: bool = True,
+) -> Any:
+    """Load a checkpoint file into a model as it is, without fitting it; returns torch's missing and unexpected keys.
+
+    `remap` goes by the order of the tensors instead of by their names, every shape checked. `filter_fn` is called
+    with the state dict and the model. `ziggurat.weights.loading.load_weights` is the one that adapts channels and
+    classes. Raises `CheckpointMismatch`.
+    """
+    state_dict: Mapping[str, Tensor] = load_state_dict(checkpoint_path, use_ema, device, weights_only)
+    if hasattr(model, "remap_checkpoint"):
+        state_dict = model.remap_checkpoint(dict(state_dict))
+    if remap:
+        state_dict = by_order(model.state_dict(), state_dict)
+    elif filter_fn is not None:
+        state_dict = filter_fn(state_dict, model)
+    if strict:
+        sentence = mismatch({name: tensor.shape for name, tensor in model.state_dict().items()}, state_dict)
+        if sentence:
+            raise CheckpointMismatch(f"{checkpoint_path}: {sentence}")
+    return model.load_state_dict(state_dict, strict=strict)
