@@ -91,7 +91,7 @@ _FILES: dict[str, str] = {
 }
 _WHERE = {name: file for file, names in _FILES.items() for name in names.split()}
 
-__all__ = sorted(_WHERE)  # noqa: PLE0605
+__all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str) -> Any:

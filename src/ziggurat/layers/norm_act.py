@@ -12,8 +12,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .create_act import create_act_layer, get_act_layer
-from .norm import FrozenBatchNorm2d, GroupNorm, LayerNorm, LayerNorm2d, LayerNorm2dFp32, LayerNormFp32
-from .norm import RmsNorm, RmsNorm2d, RmsNorm2dFp32, RmsNormFp32
+from .norm import (
+    FrozenBatchNorm2d,
+    GroupNorm,
+    LayerNorm,
+    LayerNorm2d,
+    LayerNorm2dFp32,
+    LayerNormFp32,
+    RmsNorm,
+    RmsNorm2d,
+    RmsNorm2dFp32,
+    RmsNormFp32,
+)
 from .trace_utils import _assert
 from .typing import LayerType
 
