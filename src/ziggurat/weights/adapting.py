@@ -79,23 +79,34 @@ def adapt_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], cfg: Pr
 
     The model's own `remap_checkpoint` comes first, then the dialects of feature wrappers. The first convolutions are
     refitted to the model's channels (`adapt_input_conv`). The classifier is left out where the model's number of
-    classes is not the checkpoint's, and cut by `cfg.label_offset` where the checkpoint has background classes.
+    classes is not the checkpoint's (a negative `cfg.num_classes` never is), and cut by `cfg.label_offset` where the
+    checkpoint has background classes. Raises `CheckpointMismatch` for an input that cannot be refitted.
     """
     return fit(model, state_dict, cfg)[0]
 
 
-def fit(model: nn.Module, state_dict: Mapping[str, Tensor], cfg: PretrainedCfg) -> tuple[dict[str, Tensor], set[str]]:
-    """What `adapt_state_dict` returns, and the names of the model's tensors that the checkpoint cannot fill."""
+def fit(
+    model: nn.Module, state_dict: Mapping[str, Tensor], cfg: PretrainedCfg, strict: bool = True
+) -> tuple[dict[str, Tensor], set[str]]:
+    """What `adapt_state_dict` returns, and the names of the model's tensors that the checkpoint cannot fill.
+
+    Without `strict`, an input that cannot be refitted is among these, with a warning.
+    """
     own = model.state_dict()
     fitted = without_prefix(state_dict, own)
     if cfg.package and not own.keys() <= fitted.keys():
         free = [*names(cfg.first_conv), *names(cfg.classifier)]
         fitted = by_order(own, fitted, free=free, part=True)
-    if hasattr(model, "remap_checkpoint"):
-        fitted = dict(model.remap_checkpoint(fitted))
+    fitted = remapped(model, fitted)
     fitted = without_joints(fitted, own)
-    unfilled = fit_input(model, fitted, cfg) | fit_classifier(model, own, fitted, cfg)
+    unfilled = fit_input(model, fitted, cfg, strict) | fit_classifier(model, own, fitted, cfg)
     return fitted, unfilled
+
+
+def remapped(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a model's own `remap_checkpoint` makes of a state dict; the state dict where it has none."""
+    remap: Any = getattr(model, "remap_checkpoint", None)
+    return dict(state_dict) if remap is None else dict(remap(dict(state_dict)))
 
 
 def names(path: str | Iterable[str] | None) -> tuple[str, ...]:
@@ -158,13 +169,13 @@ def counters(side: list[str]) -> bool:
     return any(name.endswith(COUNTER) for name in side)
 
 
-def fit_input(model: nn.Module, fitted: dict[str, Tensor], cfg: PretrainedCfg) -> set[str]:
+def fit_input(model: nn.Module, fitted: dict[str, Tensor], cfg: PretrainedCfg, strict: bool) -> set[str]:
     """Refit the first convolutions in place; returns the names of those that stay as the model initialised them."""
     unfilled = set()
     base_chans = (cfg.input_size or (3,))[0]
     for path in names(cfg.first_conv):
         name = f"{path}.weight"
-        module = model.get_submodule(path)
+        module: Any = model.get_submodule(path)
         if name not in fitted or fitted[name].shape == module.weight.shape:
             continue
         weight = fitted[name]
@@ -178,7 +189,12 @@ def fit_input(model: nn.Module, fitted: dict[str, Tensor], cfg: PretrainedCfg) -
         try:
             fitted[name] = adapt_input_conv(in_chans, weight, base_chans=base_chans)
         except NotImplementedError as reason:
-            warnings.warn(f"{name} stays as initialised, because {reason}", stacklevel=4)
+            if strict:
+                raise CheckpointMismatch(
+                    f"the checkpoint is for {base_chans} input channels and cannot be loaded into this model: {reason} "
+                    f"({name}). Build the model with in_chans={base_chans}, or pass strict=False to leave {name} as it is."
+                ) from reason
+            warnings.warn(f"{name} is left as it was: {reason}", stacklevel=4)
             del fitted[name]
             unfilled.add(name)
     return unfilled
@@ -205,15 +221,19 @@ def fit_classifier(
     if classes is None:
         weight = own.get(f"{heads[0]}weight")
         classes = 0 if weight is None else weight.shape[0]
-    if classes != cfg.num_classes:
-        for name in [name for name in fitted if name.startswith(heads)]:
-            del fitted[name]
-        return {name for name in own if name.startswith(heads)}
-    if cfg.label_offset:
-        for name in fitted:
-            if name.startswith(heads):
-                fitted[name] = fitted[name][cfg.label_offset :]
-    return set()
+    if classes == cfg.num_classes:
+        if cfg.label_offset:
+            for name in fitted:
+                if name.startswith(heads):
+                    fitted[name] = fitted[name][cfg.label_offset :]
+        return set()
+    ours = {name: tensor.shape for name, tensor in own.items() if name.startswith(heads)}
+    theirs = {name: tensor.shape for name, tensor in fitted.items() if name.startswith(heads)}
+    if theirs == ours and cfg.num_classes >= 0:
+        return set()  # a fine-tuned checkpoint under the configuration of the weights that it began with
+    for name in theirs:
+        del fitted[name]
+    return set(ours)
 
 
 def mismatch(model_keys_shapes: Shapes, state_dict: Mapping[str, Any]) -> str | None:

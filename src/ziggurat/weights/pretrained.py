@@ -192,7 +192,7 @@ def complete(cfg: PretrainedCfg, entry: Mapping[str, Any]) -> PretrainedCfg:
     reduction = entry.get("reduction")
     if reduction:
         known["pool_size"] = tuple(-(-side // reduction) for side in cfg.input_size[1:])
-    filled = {
+    filled: dict[str, Any] = {
         name: None if getattr(cfg, name) == () else known.get(name)
         for name in MODEL_FIELDS
         if getattr(cfg, name) in (None, ())

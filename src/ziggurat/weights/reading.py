@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ziggurat.errors import BadArgument, CheckpointMismatch, SourceUnavailable, UnsafeCheckpoint
-from ziggurat.weights.adapting import by_order, mismatch
+from ziggurat.weights.adapting import by_order, mismatch, remapped
 
 __all__ = [
     "clean_state_dict",
@@ -67,13 +67,13 @@ DAMAGE = (
 
 
 def read_state_dict(path: str | os.PathLike[str], use_ema: bool = True) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, on the CPU, under the names of the bare model.
+    """The tensors of a checkpoint file (or of a directory's `preferred_file`), on the CPU, named as in the bare model.
 
     `use_ema` prefers a training checkpoint's averaged weights to its last ones. Raises `SourceUnavailable` for a file
     that is missing or damaged, `UnsafeCheckpoint` for one that would have to run code, `CheckpointMismatch` for one
     that holds no state dict.
     """
-    path = Path(path)
+    path = preferred_file(path) if os.path.isdir(path) else Path(path)
     content = unwrap(read_content(path), use_ema, path)
     tensors = {}
     for name, value in clean_state_dict(content).items():
@@ -90,8 +90,7 @@ def read_state_dict(path: str | os.PathLike[str], use_ema: bool = True) -> dict[
 def read_content(path: Path) -> Mapping[str, Any]:
     """What a file holds, by the kind that its first bytes show."""
     if not path.is_file():
-        what = "a directory" if path.is_dir() else "no file"
-        raise SourceUnavailable(f"{path} is {what}; give the path of a checkpoint file.")
+        raise SourceUnavailable(f"there is no file {path}; give the path of a checkpoint.")
     try:
         with path.open("rb") as stream:
             start = stream.read(9)
@@ -118,7 +117,7 @@ def appearance(start: bytes) -> str:
 
 
 def damaged(path: Path, kind: str, error: Exception) -> SourceUnavailable:
-    cause = str(error).split("\n")[0].strip() or type(error).__name__
+    cause = str(error).split("\n")[0].strip(" .") or type(error).__name__
     return SourceUnavailable(f"{path} ({path.stat().st_size} bytes) is a damaged {kind} file: {cause}. Fetch it again.")
 
 
@@ -155,7 +154,11 @@ def read_torch(path: Path, mapped: bool) -> Mapping[str, Any]:
 def unsafe(path: Path, error: Exception) -> UnsafeCheckpoint:
     named = re.findall(r"GLOBAL ([\w.]+)", str(error))
     what = (
-        f"objects of {named[0]}" if named else "a TorchScript program" if "TorchScript" in str(error) else "a program"
+        f"objects of {named[0]}"
+        if named
+        else "a TorchScript program"
+        if "TorchScript" in str(error)
+        else "Python objects"
     )
     return UnsafeCheckpoint(
         f"{path} holds more than plain tensors ({what}), and reading that could run any code. "
@@ -266,8 +269,7 @@ def load_checkpoint(
     classes. Raises `CheckpointMismatch`.
     """
     state_dict: Mapping[str, Tensor] = load_state_dict(checkpoint_path, use_ema, device, weights_only)
-    if hasattr(model, "remap_checkpoint"):
-        state_dict = model.remap_checkpoint(dict(state_dict))
+    state_dict = remapped(model, state_dict)
     if remap:
         state_dict = by_order(model.state_dict(), state_dict)
     elif filter_fn is not None:

