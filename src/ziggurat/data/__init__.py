@@ -13,12 +13,16 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "auto_augment": """AugMixAugment AugmentOp AutoAugment RandAugment augment_and_mix_transform auto_augment_policy
+        auto_augment_transform rand_augment_ops rand_augment_transform""",
     "config": "resolve_data_config resolve_model_data_config",
     "constants": """DEFAULT_CROP_MODE DEFAULT_CROP_PCT IMAGENET_DEFAULT_MEAN IMAGENET_DEFAULT_STD IMAGENET_DPN_MEAN
         IMAGENET_DPN_STD IMAGENET_INCEPTION_MEAN IMAGENET_INCEPTION_STD OPENAI_CLIP_MEAN OPENAI_CLIP_STD""",
     "dataset_info": "CustomDatasetInfo DatasetInfo DatasetInfoLabelMapper LabelMappingCoverage",
     "image": "IMAGE_EXTENSIONS find_images open_image read_images to_grey to_rgb",
     "imagenet_info": "ImageNetInfo infer_imagenet_subset",
+    "mixup": "FastCollateMixup Mixup",
+    "random_erasing": "RandomErasing",
     "transforms": """CenterCrop CenterCropOrPad ColorJitter Compose GaussianBlur MaybePILToTensor MaybeToTensor Normalize
         RandomApply RandomCropOrPad RandomGrayscale RandomHorizontalFlip RandomPad RandomResizedCropAndInterpolation
         RandomVerticalFlip Resize ResizeKeepRatio ToChannels ToNumpy ToTensor TrimBorder center_crop_or_pad crop_or_pad
