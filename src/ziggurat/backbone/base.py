@@ -1,0 +1,510 @@
+"""The contract of every backbone: a family says how an image becomes its levels, this class does the rest.
+
+Letters in shapes: B images, C channels, H W height and width, N tokens, D classes or embedding width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import BadArgument
+from ..layers.adaptive_avgmax_pool import SelectAdaptivePool2d
+from ..layers.classifier import ClassifierHead
+from .plan import FeatureInfo, Plan, take_indices, take_strides
+from .units import MATCH_PREV_GROUP, checkpoint_units, named_units, schedule_drop_path
+
+__all__ = ["Backbone"]
+
+
+class _Finished(type):
+    """Calls `_finish` once the family's constructor is through."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        model = super().__call__(*args, **kwargs)
+        model._finish()
+        return model
+
+
+class Backbone(nn.Module, metaclass=_Finished):
+    """A vision backbone: class scores, an embedding, tokens and a feature pyramid from one set of weights.
+
+    A family writes a constructor (modules named as published checkpoints name them, `self.plan.mark` where a level is
+    made, `make_head` at the end) and `trunk`, a generator that yields each level as it is made and last what the
+    head reads. Everything else is here, once, for all architectures.
+
+    Keyword arguments of every architecture (families pass theirs on):
+
+    - `num_classes` (1000): width of the classifier; 0 leaves it out and the model returns the embedding.
+    - `in_chans` (3): channels of the input.
+    - `global_pool` (the family's own, mostly 'avg'): how the last map becomes a vector; '' leaves it a map.
+    - `output_stride` (None): the coarsest stride allowed; later strides become dilation (Chen et al. 2017,
+      arXiv 1706.05587). Raises `UnsupportedStride` where an architecture cannot do that.
+    - `drop_rate` (0.0): dropout before the classifier.
+    - `drop_path_rate` (0.0): stochastic depth at the last unit, growing linearly from the first.
+    """
+
+    layout: ClassVar[str] = "NCHW"
+    """How the trunk's levels lie in memory: NCHW, NHWC, or NLC (tokens). Views always give NCHW."""
+    units: ClassVar[str] = ""
+    """Regular expression over module paths: the repeated units, their numbers captured."""
+    final_norm: ClassVar[str | None] = None
+    """Path of the norm that closes the trunk, where `norm=True` may apply it to levels."""
+    isotropic: ClassVar[bool] = False
+    """All levels have the width and the grid of the last, so the final norm fits each of them (a plain ViT)."""
+    default_out_indices: ClassVar[int | tuple[int, ...] | None] = None
+    """Levels that `features_only` gives unless told: all; the last n; or these."""
+    drop_path_reaches_rate: ClassVar[bool] = True
+    """Whether the last unit's drop path is the full `drop_path_rate` (see `schedule_drop_path`)."""
+    not_decayed: ClassVar[frozenset[str]] = frozenset()
+    """Parameters (paths, `*` allowed) that weight decay leaves alone."""
+
+    plan: Plan
+    feature_info: FeatureInfo
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        output_stride: int | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if output_stride is not None and output_stride not in (1, 2, 4, 8, 16, 32):
+            raise BadArgument(f"output_stride={output_stride}: give 4, 8, 16 or 32 (or leave it out)")
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.drop_path_rate = drop_path_rate
+        self.grad_checkpointing = False
+        self.plan = Plan(output_stride)
+        self.prefix_tokens: dict[str, int] = {}  # name and count of the tokens before the patches, in order
+        self.out_indices: tuple[int, ...] | None = None  # the levels that a features-only model gives
+        self.pretrained_cfg: dict[str, Any] = {}
+        self.classifiers: tuple[str, ...] = ()  # paths of the classifying layers
+        self._pool_type = global_pool
+        self._hidden: int | None = None  # width of the embedding, where the family's own head decides it
+        self._stops_at: int | None = None  # index of the level that a pruned trunk ends with
+
+    def _finish(self) -> None:
+        assert self.plan.levels, f"{type(self).__name__} marks no level"
+        assert self.classifiers, f"{type(self).__name__} makes no head"
+        self.plan.check(type(self).__name__)
+        self.feature_info = FeatureInfo(self.plan.levels)
+        self._depth = len(self.feature_info)  # levels that pruning has left
+        schedule_drop_path(named_units(self, self.units), self.drop_path_rate, self.drop_path_reaches_rate)
+        self.init_weights()
+
+    # ---------------------------------------------------------------- what a family says
+
+    def trunk(self, x: Tensor, **inputs: Any) -> Iterator[Tensor]:
+        """Yields each level of the image batch `x` (B C H W) as it is made, and last what the head reads.
+
+        Where the last level itself is what the head reads, it is not yielded again.
+        """
+        raise NotImplementedError
+
+    def make_head(self, classifier: str, width: int | None = None, hidden: int | None = None, **options: Any) -> None:
+        """Adds pooling and the classifier at path `classifier`; called once, when all levels are marked.
+
+        `width` is that of the trunk's last output (default: the last level's channels). 'fc' puts `global_pool` and
+        `fc` beside the stages; 'head.fc' puts both into a `ClassifierHead`, which takes the `options`. A family whose
+        head is neither makes its own modules, overrides `pool` and `set_pool`, and passes `hidden`, the width that
+        the classifier reads, with paths in `classifiers` set by itself.
+        """
+        self.num_features = self.plan.levels[-1]["num_chs"] if width is None else width
+        self.classifiers = (classifier,)
+        self._hidden = hidden
+        if hidden is not None:
+            return
+        owner, _, name = classifier.rpartition(".")
+        if owner:
+            assert name == "fc", "a ClassifierHead calls its classifier fc"
+            head = ClassifierHead(self.num_features, self.num_classes, pool_type=self._pool_type,
+                                  drop_rate=self.drop_rate, **options)
+            self.add_module(owner, head)
+        else:
+            self.global_pool = SelectAdaptivePool2d(pool_type=self._pool_type, flatten=True)
+            self.add_module(classifier, self.new_classifier(classifier))
+
+    def init_weights(self) -> None:
+        """Draws the family's own initial weights; PyTorch's stay where a family says nothing."""
+
+    def remap_checkpoint(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The published checkpoints that name this architecture's tensors otherwise, put under our names."""
+        return state_dict
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the patch grid that an image of `height` x `width` pixels becomes (NLC layout)."""
+        stride = self.plan.levels[-1]["reduction"]
+        return -(-height // stride), -(-width // stride)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """The trunk's last output as one vector an image (B D), before dropout."""
+        return self.global_pool(x)
+
+    def set_pool(self, global_pool: str) -> None:
+        """Changes how `pool` works: the argument `global_pool` of `reset_classifier`."""
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
+
+    def new_classifier(self, path: str) -> nn.Module:
+        """A fresh classifying layer for `path`; the identity where `num_classes` is 0."""
+        if not self.num_classes:
+            return nn.Identity()
+        if not self._pool_type:
+            raise BadArgument("global_pool='' needs num_classes=0: a classifier reads pooled features")
+        return nn.Linear(self.head_hidden_size, self.num_classes)
+
+    # ---------------------------------------------------------------- views
+
+    def forward(self, x: Tensor, **inputs: Any) -> Any:
+        """Class scores (B D) of images `x` (B C H W); a list of maps (B C H W each) of a features-only model."""
+        if self.out_indices is not None:
+            levels, _ = self._run(x, self.out_indices, to_end=False, **inputs)
+            return [self._as_map(levels[i], x) for i in self.out_indices]
+        return self.forward_head(self.forward_features(x, **inputs))
+
+    def forward_features(self, x: Tensor, **inputs: Any) -> Tensor:
+        """The trunk's last output, unpooled, in the architecture's own layout."""
+        return self._run(x, (), to_end=True, **inputs)[1]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Class scores (B D) of what `forward_features` gave; the embedding if `pre_logits`."""
+        head = self._classifier_head()
+        if head is not None:
+            return head(x, pre_logits=pre_logits)
+        x = self.pool(x)
+        if self.drop_rate > 0.0:
+            x = F.dropout(x, p=self.drop_rate, training=self.training)
+        return x if pre_logits else self.classify(x)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Class scores of the embedding `x` (B D), by the classifier (or the mean of them where there are several)."""
+        scores = [self.get_submodule(path)(x) for path in self.classifiers]
+        return scores[0] if len(scores) == 1 else sum(scores[1:], scores[0]) / len(scores)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        **inputs: Any,
+    ) -> Any:
+        """The trunk's last output and the levels chosen, from one pass: `(last, [levels])`.
+
+        `indices` chooses levels (None: all; n: the last n; a sequence: these, in its order). Levels come as NCHW maps,
+        or as N L C token sequences with `output_fmt='NLC'`. `norm` passes levels through the final norm where the
+        architecture has one that fits. With `return_prefix_tokens` a level of a token network is a pair of map and
+        prefix tokens. `stop_early` runs nothing past the last level chosen. `intermediates_only` gives the list alone.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise BadArgument(f"output_fmt={output_fmt!r}: give 'NCHW' or 'NLC'")
+        take = take_indices(len(self.feature_info), indices)
+        stops = stop_early and max(take) < self._depth - 1
+        levels, last = self._run(x, take, to_end=not (intermediates_only or stops), **inputs)
+        if stops and self.isotropic and self.final_norm is not None:
+            last = self._normed(last, max(take))
+        chosen = []
+        for i in take:
+            level = self._normed(levels[i], i) if norm else levels[i]
+            prefix = level[:, : self.num_prefix_tokens] if self.layout == "NLC" else None
+            level = self._as_map(level, x)
+            if output_fmt == "NLC":
+                level = level.flatten(2).transpose(1, 2)
+            chosen.append((level, prefix) if return_prefix_tokens and prefix is not None else level)
+        if intermediates_only:
+            return chosen
+        return last, chosen
+
+    def pyramid(self, x: Tensor, strides: int | Sequence[int] | None = None, norm: bool = False) -> dict[int, Tensor]:
+        """Maps (B C H/s W/s) keyed by stride s, the deepest level of each stride; all strides unless some are named.
+
+        Raises `UnsupportedStride` for a stride that the architecture (or what is left of it) lacks.
+        """
+        return self.extract(x, ("pyramid",), strides=strides, norm=norm)["pyramid"]
+
+    def embed(self, x: Tensor) -> Tensor:
+        """One vector an image (B D): what the classifier reads, never its scores."""
+        return self.extract(x, ("embedding",))["embedding"]
+
+    def tokens(self, x: Tensor) -> dict[str, Tensor]:
+        """The named tokens of a token network, after its final norm.
+
+        'patches' is a map (B C H/s W/s); 'cls' (B C) and others that come alone are vectors, 'registers' (B N C).
+        Raises `BadArgument` for a network that has no tokens.
+        """
+        return self.extract(x, ("tokens",))["tokens"]
+
+    def extract(
+        self,
+        x: Tensor,
+        outputs: Sequence[str] = ("embedding", "pyramid"),
+        strides: int | Sequence[int] | None = None,
+        norm: bool = False,
+    ) -> dict[str, Any]:
+        """Several views of one forward pass: any of 'scores', 'embedding', 'tokens', 'features' and 'pyramid'.
+
+        'features' is the trunk's last output, unpooled; the others are as the methods `forward`, `embed`, `tokens`
+        and `pyramid` give them. `strides` and `norm` are the pyramid's.
+        """
+        known = ("scores", "embedding", "tokens", "features", "pyramid")
+        wrong = [name for name in outputs if name not in known]
+        if wrong:
+            raise BadArgument(f"outputs={list(outputs)}: there is no view {wrong[0]!r}; give some of {', '.join(known)}")
+        if "tokens" in outputs and self.layout != "NLC":
+            raise BadArgument(f"{type(self).__name__} has no tokens; it gives scores, embedding, features and pyramid")
+        take: tuple[int, ...] = ()
+        if "pyramid" in outputs:
+            take = self._levels_of_strides(strides)
+        needs_last = any(name != "pyramid" for name in outputs)
+        if needs_last and self.out_indices is not None:
+            raise BadArgument(f"a features-only model has no {outputs[0]}; create it without features_only")
+        levels, last = self._run(x, take, to_end=needs_last)
+        found: dict[str, Any] = {}
+        if "scores" in outputs or "embedding" in outputs:
+            embedding = self.forward_head(last, pre_logits=True)
+            if "embedding" in outputs:
+                if embedding.ndim != 2:
+                    raise BadArgument("this model has no pooling (global_pool=''), so no embedding; "
+                                      "reset_classifier(0, 'avg') gives it one")
+                found["embedding"] = embedding
+            if "scores" in outputs:
+                found["scores"] = self.forward_head(last)
+        if "tokens" in outputs:
+            found["tokens"] = self._named_tokens(last, x)
+        if "features" in outputs:
+            found["features"] = last
+        if "pyramid" in outputs:
+            found["pyramid"] = {
+                self.feature_info[i]["reduction"]: self._as_map(self._normed(levels[i], i) if norm else levels[i], x)
+                for i in take
+            }
+        return {name: found[name] for name in outputs}
+
+    # ---------------------------------------------------------------- draining the trunk
+
+    def _run(
+        self, x: Tensor, take: Sequence[int], to_end: bool, **inputs: Any
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """Levels `take` as the trunk yields them, and the last thing yielded.
+
+        Nothing past the last level taken is run unless `to_end`. The generator lives and dies in this method.
+        """
+        wanted = max(take, default=0)
+        if wanted >= self._depth:
+            raise BadArgument(f"level {wanted} was pruned; levels 0 to {self._depth - 1} are left")
+        stop = self._stops_at if to_end else wanted
+        levels: dict[int, Tensor] = {}
+        last = x
+        for index, level in enumerate(self.trunk(x, **inputs)):
+            last = level
+            if index in take:
+                levels[index] = level
+            if index == stop:
+                break
+        return levels, last
+
+    def _as_map(self, level: Tensor, x: Tensor) -> Tensor:
+        """A level in the trunk's layout as an NCHW map; `x` is the image batch that it came from."""
+        if self.layout == "NHWC":
+            return level.permute(0, 3, 1, 2).contiguous()
+        if self.layout == "NLC":
+            rows, columns = self.token_grid(x.shape[-2], x.shape[-1])
+            patches = level[:, self.num_prefix_tokens :]
+            return patches.reshape(x.shape[0], rows, columns, -1).permute(0, 3, 1, 2).contiguous()
+        return level
+
+    def _normed(self, level: Tensor, index: int) -> Tensor:
+        if self.final_norm is None or not (self.isotropic or index == len(self.feature_info) - 1):
+            return level
+        return self.get_submodule(self.final_norm)(level)
+
+    def _named_tokens(self, last: Tensor, x: Tensor) -> dict[str, Tensor]:
+        named, start = {}, 0
+        for name, count in self.prefix_tokens.items():
+            tokens = last[:, start : start + count]
+            named[name] = tokens[:, 0] if count == 1 and name != "registers" else tokens
+            start += count
+        named["patches"] = self._as_map(last, x)
+        return named
+
+    def _levels_of_strides(self, strides: int | Sequence[int] | None) -> tuple[int, ...]:
+        held = self.out_indices
+        if held is None:
+            held = tuple(range(self._depth))
+        reductions = [self.feature_info[i]["reduction"] for i in held]
+        if strides is None:
+            strides = list(dict.fromkeys(reductions))
+        return tuple(held[i] for i in take_strides(reductions, strides))
+
+    # ---------------------------------------------------------------- the classifier
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """How many tokens stand before the patches."""
+        return sum(self.prefix_tokens.values())
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of the embedding, which the classifier reads."""
+        if self._hidden is not None:
+            return self._hidden
+        head = self._classifier_head()
+        pool = getattr(self, "global_pool", None) if head is None else head.global_pool
+        return self.num_features * (1 if pool is None else pool.feat_mult())
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """timm's older name of `pretrained_cfg`."""
+        return self.pretrained_cfg
+
+    def _classifier_head(self) -> ClassifierHead | None:
+        owner = self.classifiers[0].rpartition(".")[0]
+        head = self._modules.get(owner) if owner else None
+        return head if isinstance(head, ClassifierHead) else None
+
+    def get_classifier(self) -> Any:
+        """The classifying layer; a tuple where there are several."""
+        found = tuple(self.get_submodule(path) for path in self.classifiers)
+        return found[0] if len(found) == 1 else found
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier of `num_classes` (0 removes it), with another pooling if `global_pool` is given."""
+        like = next(self.parameters())
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self._pool_type = global_pool
+        head = self._classifier_head()
+        with like.device:
+            if head is not None:
+                head.reset(num_classes, global_pool)
+                head.to(dtype=like.dtype)
+            else:
+                if global_pool is not None:
+                    self.set_pool(global_pool)
+                for path in self.classifiers:
+                    owner, _, name = path.rpartition(".")
+                    setattr(self.get_submodule(owner), name, self.new_classifier(path).to(dtype=like.dtype))
+        self.train(self.training)
+
+    # ---------------------------------------------------------------- pruning
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] | None = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> tuple[int, ...]:
+        """Removes what no level in `indices` needs, and returns those levels as non-negative indices.
+
+        The final norm goes with `prune_norm`, and where it does not fit the level that is now last. The classifier
+        goes with `prune_head`; other layers between the last level and the classifier go with either, and always
+        where a level is cut off.
+        """
+        take = take_indices(len(self.feature_info), indices)
+        last = max(take)
+        is_cut = last < self._depth - 1
+        loses_norm = prune_norm or (is_cut and not self.isotropic)
+        for path in self._registered_after(self.feature_info[last]["module"]):
+            if path == self.final_norm:
+                if loses_norm:
+                    self._drop(path, nn.Identity())
+            elif path.split(".")[0] in self._head_modules():
+                continue
+            elif is_cut or prune_norm or prune_head:
+                self._drop(path)
+                if not self.isotropic:
+                    self._stops_at = last
+        self._depth = last + 1
+        if is_cut or self._stops_at is not None:
+            self.num_features = self.feature_info[last]["num_chs"]
+        if prune_head:
+            self.drop_head()
+        return take
+
+    def keep_levels(self, out_indices: int | Sequence[int]) -> None:
+        """Makes this a features-only model: `forward` gives these levels, and nothing that they do not need is held."""
+        take = self.prune_intermediate_layers(out_indices, prune_norm=True, prune_head=True)
+        for path in self._registered_after(self.feature_info[max(take)]["module"]):
+            self._drop(path)
+        self.out_indices = take
+        self.feature_info = self.feature_info.from_other(take)
+
+    def drop_head(self) -> None:
+        """Removes the classifier and everything else that only it needs."""
+        self.reset_classifier(0, "")
+
+    def _head_modules(self) -> set[str]:
+        """Top-level names of the modules that `forward_head` uses."""
+        return {path.split(".")[0] for path in self.classifiers} | {"global_pool"}
+
+    def _registered_after(self, path: str) -> list[str]:
+        """Paths of the modules registered after the one at `path`, on its own level and on those above."""
+        later: list[str] = []
+        owner: nn.Module = self
+        prefix = ""
+        for name in path.split("."):
+            names = list(owner._modules)
+            later += [prefix + n for n in names[names.index(name) + 1 :] if owner._modules[n] is not None]
+            prefix += name + "."
+            owner = owner.get_submodule(name)
+        return later
+
+    def _drop(self, path: str, instead: nn.Module | None = None) -> None:
+        owner_path, _, name = path.rpartition(".")
+        owner = self.get_submodule(owner_path)
+        if instead is None and isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            del owner._modules[name]
+        else:
+            owner._modules[name] = instead
+
+    # ---------------------------------------------------------------- from outside, unit by unit
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory in training: units keep their input only and run again in the backward pass."""
+        self.grad_checkpointing = enable
+        checkpoint_units(named_units(self, self.units), enable)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that sort parameters by depth, for `group_parameters`: one group a unit, or a stage if `coarse`."""
+        by_stage = "^" + self.units[: self.units.index(")") + 1]
+        names = [name for name, _ in self.named_parameters()]
+        inside = [i for i, name in enumerate(names) if re.match(by_stage, name)]
+        heads = self._head_modules()
+        stem = dict.fromkeys(name.split(".")[0] for name in names[: inside[0]])
+        tail = dict.fromkeys(name.split(".")[0] for name in names[inside[-1] + 1 :] if name.split(".")[0] not in heads)
+
+        def either(tops: dict[str, None]) -> str:
+            return "^(?:" + "|".join(map(re.escape, tops)) + r")(?:\.|$)"
+
+        blocks: list[tuple[str, Any]] = [] if coarse else [("^" + self.units, None)]
+        blocks.append((by_stage, None))
+        if tail:
+            blocks.append((either(tail), MATCH_PREV_GROUP))
+        return ({"stem": either(stem)} if stem else {}) | {"blocks": blocks}
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay leaves alone, beside biases and norms."""
+        return set(self.not_decayed)
+
+    # ---------------------------------------------------------------- the modules held, by name
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, module in self._modules.items() if module is not None)
+
+    def __bool__(self) -> bool:
+        return True

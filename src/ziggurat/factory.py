@@ -1,0 +1,319 @@
+"""A name and arguments to a backbone, weights included."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from . import registry
+from .backbone import Backbone, take_strides
+from .backbone.pruned import fit_channels
+from .errors import BadArgument, SourceUnavailable, UnknownArgument, nearest
+from .weights.pretrained import PretrainedCfg
+
+__all__ = ["build_model_with_cfg", "create_model", "parse_model_name", "resolve_pretrained_cfg", "safe_model_name"]
+
+SCHEMES = ("hf-hub", "local-dir")
+
+
+def create_model(
+    model_name: str,
+    pretrained: bool = False,
+    pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    checkpoint_path: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    scriptable: bool | None = None,
+    exportable: bool | None = None,
+    no_jit: bool | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **kwargs: Any,
+) -> Any:
+    """The backbone called `model_name`.
+
+    - `model_name`: `architecture` or `architecture.tag`; `hf-hub:owner/name[@revision]` and `local-dir:PATH` create
+      what the `config.json` found there says, with its weights if `pretrained`.
+    - `pretrained`: load the published weights of the tag (the default tag where none is named). They are downloaded
+      once, into the hub client's own cache, or into `cache_dir`.
+    - `pretrained_cfg`: another tag, or a configuration of one's own; `pretrained_cfg_overlay` changes fields of it
+      (`dict(file="weights.safetensors")`, say).
+    - `checkpoint_path`: load this file instead (.safetensors, .pth, .npz).
+    - `features_only`: the pyramid: `forward` gives a list of maps, and what they do not need is not held.
+      `out_indices` chooses levels by index, `out_strides` by stride (the deepest level of each), in the order given.
+    - `num_classes`, `in_chans`, `global_pool`, `output_stride`, `drop_rate`, `drop_path_rate` and the architecture's
+      own arguments go to its class; see `Backbone`. None stands for the default. Weights are adapted to another
+      `in_chans`, `num_classes` or image size.
+    - `device`, `dtype`: where, and as what, parameters are made.
+    - `scriptable`, `exportable`, `no_jit`: accepted for timm's sake and without effect. All models export and
+      compile as they are; `torch.jit.script` is not supported.
+
+    Raises `UnknownModel`, `UnknownTag`, `UnknownArgument`, `BadArgument`, `UnsupportedStride`, `SourceUnavailable`,
+    `UnsafeCheckpoint` or `CheckpointMismatch`.
+    """
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
+    source, name = parse_model_name(model_name)
+    if source is not None:
+        architecture, pretrained_cfg, model_args = _from_source(source, name, pretrained_cfg, cache_dir)
+        kwargs = {**model_args, **kwargs}
+    else:
+        architecture, tag = registry.split_model_name_tag(registry.resolve_deprecated(name))
+        if tag and not pretrained_cfg:
+            pretrained_cfg = tag
+    if not registry.is_model(architecture):
+        raise registry.unknown_model(architecture)
+    if pretrained and checkpoint_path:
+        pretrained = False  # the file given wins, so that nothing is downloaded for it
+
+    given = dict(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay, cache_dir=cache_dir)
+    given = {key: value for key, value in given.items() if value is not None}
+    with _place(device, dtype, direct=not (pretrained or checkpoint_path)):
+        if registry.is_own(architecture):
+            model = registry.model_entrypoint(architecture)(pretrained=pretrained, **given, **kwargs)
+            if checkpoint_path:
+                _load(model, _read(checkpoint_path), None)
+        else:
+            cls, row = registry.family_of(architecture)[architecture]
+            model = build_model_with_cfg(cls, architecture, pretrained, checkpoint_path=checkpoint_path,
+                                         **given, **{**row, **kwargs})
+    if device is not None or dtype is not None:
+        model.to(device=device, dtype=dtype)
+    return model
+
+
+def build_model_with_cfg(
+    model_cls: Callable[..., Any],
+    variant: str,
+    pretrained: bool = False,
+    pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    model_cfg: Any = None,
+    feature_cfg: Mapping[str, Any] | None = None,
+    pretrained_strict: bool = True,
+    pretrained_filter_fn: Callable[..., dict[str, Any]] | None = None,
+    cache_dir: str | Path | None = None,
+    kwargs_filter: Sequence[str] | None = None,
+    checkpoint_path: str | Path | None = None,
+    **kwargs: Any,
+) -> Any:
+    """An instance of `model_cls` with the configuration of `variant`, its weights, and the view asked for.
+
+    For functions under `register_model`; `create_model` comes through here too. `pretrained_filter_fn(state_dict,
+    model)` puts a foreign checkpoint under the model's names, `kwargs_filter` names arguments to drop.
+    """
+    features_only = kwargs.pop("features_only", False)
+    out_indices = kwargs.pop("out_indices", None)
+    out_strides = kwargs.pop("out_strides", None)
+    kwargs.pop("feature_cls", None)  # timm's choice among wrappers; there is one way here
+    if not features_only and (out_indices is not None or out_strides is not None):
+        raise BadArgument("out_indices and out_strides choose the levels of features_only=True; "
+                          "without it, call model.pyramid(x, strides=...) or model.forward_intermediates(x, indices=...)")
+    if out_indices is not None and out_strides is not None:
+        raise BadArgument("give out_indices or out_strides, not both")
+
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
+    if pretrained and not cfg.has_weights and cfg.state_dict is None:
+        raise SourceUnavailable(f"No pretrained weights exist for {variant}: use pretrained=False or checkpoint_path=")
+    for unwanted in kwargs_filter or ():
+        kwargs.pop(unwanted, None)
+    kwargs = {**_defaults(model_cls, cfg), **kwargs}
+    is_pruned = kwargs.pop("pruned", False)  # a variant with channels of its own; see backbone/pruned.py
+    _check_arguments(model_cls, variant, kwargs)
+    args = () if model_cfg is None else (model_cfg,)
+
+    loads = bool(pretrained or checkpoint_path)
+    with ExitStack() as stack:
+        if loads and isinstance(model_cls, type) and issubclass(model_cls, Backbone):
+            stack.enter_context(_NoInit())
+        model = model_cls(*args, **kwargs)
+        if is_pruned:
+            fit_channels(model, variant)
+    model.pretrained_cfg = cfg.to_dict()
+    if features_only:
+        _keep_levels(model, out_indices, out_strides, feature_cfg)
+    if loads:
+        if checkpoint_path:
+            state_dict = _read(checkpoint_path)
+        else:
+            from .weights.loading import fetch_state_dict
+
+            state_dict = fetch_state_dict(cfg, cache_dir=cache_dir)
+        if pretrained_filter_fn is not None:
+            state_dict = pretrained_filter_fn(state_dict, model)
+        _load(model, state_dict, cfg, strict=pretrained_strict, is_part=features_only)
+    return model
+
+
+def parse_model_name(model_name: str) -> tuple[str | None, str]:
+    """`scheme:rest` as a pair; scheme is None for a plain architecture name.
+
+    Schemes are `hf-hub` and `local-dir`. Raises `BadArgument` for another one, and for a bare path or `owner/name`,
+    which must say which of the two it is.
+    """
+    scheme, colon, rest = model_name.partition(":")
+    known = scheme.lower().replace("_", "-")
+    if colon and known in SCHEMES:
+        if not rest:
+            raise BadArgument(f"{model_name!r} names nothing after the colon; give {known}:NAME")
+        return known, rest
+    if re.search(r"[/\\]", model_name) or re.match(r"^[A-Za-z]:", model_name):
+        raise BadArgument(f"{model_name!r} is a path or a repository, not an architecture: "
+                          f"write 'hf-hub:{model_name}' or 'local-dir:{model_name}'")
+    if colon:
+        raise BadArgument(f"{model_name!r} has an unknown source {scheme!r}; known are {', '.join(SCHEMES)}")
+    return None, model_name
+
+
+def safe_model_name(model_name: str, remove_source: bool = True) -> str:
+    """`model_name` as a file name: everything but letters and digits becomes an underscore."""
+    if remove_source:
+        model_name = parse_model_name(model_name)[1]
+    return re.sub(r"[^0-9A-Za-z]", "_", model_name).rstrip("_")
+
+
+def resolve_pretrained_cfg(
+    variant: str,
+    pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+) -> PretrainedCfg:
+    """The configuration of `variant`: of the tag named, as given, or the default tag's, with the overlay applied."""
+    if isinstance(pretrained_cfg, PretrainedCfg):
+        cfg = dataclasses.replace(pretrained_cfg)
+    elif isinstance(pretrained_cfg, Mapping):
+        cfg = PretrainedCfg(**pretrained_cfg)
+    else:
+        found = registry.get_pretrained_cfg(f"{variant}.{pretrained_cfg}" if pretrained_cfg else variant)
+        cfg = found if found is not None else PretrainedCfg()
+    overlay = dict(pretrained_cfg_overlay or {})
+    fields = {field.name for field in dataclasses.fields(PretrainedCfg)}
+    wrong = [name for name in overlay if name not in fields]
+    if wrong:
+        raise BadArgument(f"pretrained_cfg_overlay: no field {wrong[0]!r}; "
+                          f"nearest are {', '.join(nearest(wrong[0], sorted(fields))) or ', '.join(sorted(fields))}")
+    cfg = dataclasses.replace(cfg, **overlay)
+    if not cfg.architecture:
+        cfg.architecture = variant
+    return cfg
+
+
+# -------------------------------------------------------------------- steps of the above
+
+
+def _from_source(
+    source: str, name: str, pretrained_cfg: Any, cache_dir: str | Path | None
+) -> tuple[str, Any, dict[str, Any]]:
+    """Architecture, configuration and arguments that a hub repository's or a folder's config.json states."""
+    from .weights.hub import load_config_from_hub, load_config_from_path
+
+    if source == "hf-hub":
+        config = load_config_from_hub(name, cache_dir=cache_dir)
+    else:
+        config = load_config_from_path(name)
+    cfg = pretrained_cfg or config.pretrained_cfg
+    return config.architecture, cfg, dict(config.model_args)
+
+
+def _defaults(model_cls: Callable[..., Any], cfg: PretrainedCfg) -> dict[str, Any]:
+    """Arguments that the weights decide: classes, input channels, and the image size where it is fixed."""
+    defaults: dict[str, Any] = dict(num_classes=cfg.num_classes, in_chans=cfg.input_size[0])
+    if cfg.fixed_input_size:
+        height, width = cfg.input_size[-2:]
+        defaults["img_size"] = height if height == width else (height, width)
+    accepted, open_ended = _accepted_arguments(model_cls)
+    return {name: value for name, value in defaults.items() if open_ended or name in accepted}
+
+
+def _accepted_arguments(model_cls: Callable[..., Any]) -> tuple[set[str], bool]:
+    """Names that the constructor takes, its bases' included where it passes keywords on; and whether it takes any."""
+    accepted: set[str] = set()
+    constructors = [model_cls]
+    if isinstance(model_cls, type):
+        constructors = [c.__init__ for c in model_cls.__mro__ if "__init__" in c.__dict__]  # type: ignore[misc]
+    for constructor in constructors:
+        parameters = inspect.signature(constructor).parameters.values()
+        accepted |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return accepted - {"self"}, False
+    return accepted - {"self"}, True
+
+
+def _check_arguments(model_cls: Callable[..., Any], variant: str, kwargs: Mapping[str, Any]) -> None:
+    accepted, open_ended = _accepted_arguments(model_cls)
+    wrong = [name for name in kwargs if name not in accepted]
+    if open_ended or not wrong:
+        return
+    close = nearest(wrong[0], sorted(accepted))
+    known = f"nearest are {', '.join(close)}" if close else f"it takes {', '.join(sorted(accepted))}"
+    raise UnknownArgument(f"{variant} takes no argument {wrong[0]!r}; {known}")
+
+
+def _keep_levels(model: Any, out_indices: Any, out_strides: Any, feature_cfg: Mapping[str, Any] | None) -> None:
+    if not isinstance(model, Backbone):
+        raise BadArgument(f"features_only needs a Backbone, {type(model).__name__} is not one")
+    if out_strides is not None:
+        out_indices = take_strides(model.feature_info.reduction(), out_strides)
+    elif out_indices is None:
+        out_indices = (feature_cfg or {}).get("out_indices", model.default_out_indices)
+    if out_indices is None:
+        out_indices = tuple(range(len(model.feature_info)))
+    model.keep_levels(out_indices)
+
+
+def _read(checkpoint_path: str | Path) -> dict[str, Any]:
+    from .weights.reading import read_state_dict
+
+    return read_state_dict(checkpoint_path)
+
+
+def _load(
+    model: nn.Module, state_dict: dict[str, Any], cfg: PretrainedCfg | None, strict: bool = True, is_part: bool = False
+) -> None:
+    from .weights.loading import load_weights
+
+    missing = load_weights(model, state_dict, cfg, strict=strict, assign=True, allow_extra=is_part)
+    if missing and isinstance(model, Backbone):
+        model.reset_classifier(model.num_classes)  # other classes than the checkpoint's: a fresh one
+
+
+@contextmanager
+def _place(device: torch.device | str | None, dtype: torch.dtype | None, direct: bool):
+    """Makes parameters where and as they are wanted at once; weights that are loaded are moved afterwards."""
+    with ExitStack() as stack:
+        if direct and device is not None:
+            stack.enter_context(torch.device(device))
+        if direct and dtype is not None:
+            if not dtype.is_floating_point:
+                raise BadArgument(f"dtype={dtype}: parameters need a floating-point type")
+            before = torch.get_default_dtype()
+            stack.callback(torch.set_default_dtype, before)
+            torch.set_default_dtype(dtype)
+        yield
+
+
+class _NoInit(TorchFunctionMode):
+    """Leaves parameters as they were allocated: they are about to be replaced by a checkpoint's.
+
+    Memory that is allocated and never written is not resident, so a model costs nothing until its weights are
+    assigned. Buffers are computed as always, which a build on the meta device would have to make up for.
+    """
+
+    WRITES = frozenset({"normal_", "uniform_", "fill_", "zero_", "copy_", "mul_", "add_", "sub_", "div_", "erfinv_",
+                        "clamp_", "constant_", "ones_", "zeros_", "trunc_normal_", "kaiming_normal_",
+                        "kaiming_uniform_", "xavier_normal_", "xavier_uniform_", "orthogonal_", "eye_", "dirac_"})
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.__name__ in self.WRITES:
+            target = args[0] if args else kwargs.get("tensor")
+            if isinstance(target, nn.Parameter):
+                return target
+        return func(*args, **kwargs)

@@ -1,0 +1,61 @@
+"""Measures architectures into src/ziggurat/catalog/<module>.json, which the registry answers from.
+
+    python tools/catalog.py [MODULE ...] [--check]
+
+Each row of a family is built on the meta device and run once at its own input size. With --check nothing is written:
+files that differ from what was measured are named, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from ziggurat.backbone.measure import measure
+from ziggurat.factory import build_model_with_cfg
+from ziggurat.models import _families
+from ziggurat.registry import CATALOG
+from ziggurat.weights.pretrained import PretrainedCfg, pretrained_cfgs
+
+
+def measured(module: str) -> str:
+    """The catalog of one module, as it is to stand in its file."""
+    family = importlib.import_module(f"ziggurat.models.{module}").family
+    weights = pretrained_cfgs(module)
+    rows = []
+    for name in family:
+        cls, row = family[name]
+        cfg = next(iter(weights.get(name, {}).values()), PretrainedCfg())
+        with torch.device("meta"):
+            model = build_model_with_cfg(cls, name, pretrained_cfg=cfg, **row)
+        rows.append(f"  {json.dumps(name)}: {json.dumps(measure(model, cfg.input_size))}")
+    return "{\n" + ",\n".join(rows) + "\n}\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modules", nargs="*", help="modules of ziggurat.models (default: all)")
+    parser.add_argument("--check", action="store_true", help="write nothing, report what is stale")
+    args = parser.parse_args()
+    stale = []
+    for module in args.modules or _families():
+        path = Path(CATALOG) / f"{module}.json"
+        text = measured(module)
+        if args.check:
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                stale.append(module)
+        else:
+            path.write_text(text, encoding="utf-8")
+            print(f"{module}: {text.count(chr(10)) - 2} architectures")
+    if stale:
+        print(f"stale: {', '.join(stale)}; run make catalog F={stale[0]}")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
