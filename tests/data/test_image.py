@@ -57,6 +57,22 @@ def test_one_bad_file_stops_no_other(folder: Path) -> None:
     assert all(image.getpixel((0, 0)) is not None for _, image in read if not isinstance(image, UnreadableImage))
 
 
+def test_folder_that_may_not_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = str(folder / "deep")
+    scandir, access = os.scandir, os.access
+
+    def refuse(path: str) -> object:
+        if str(path) == locked:
+            raise PermissionError(13, "Permission denied", locked)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != locked and access(path, mode))
+    assert names(folder, data.find_images(folder)) == ["a.jpg", "b.png", "deep"]
+    with pytest.raises(UnreadableImage, match="may not be read"):
+        data.open_image(locked)
+
+
 def noise(form: str, **options: object) -> bytes:
     out = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(out, form, **options)

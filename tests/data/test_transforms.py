@@ -135,6 +135,14 @@ def test_repr_reads_step_by_step() -> None:
     ]
 
 
+def test_steps_stand_where_timms_do() -> None:
+    for config in ({"input_size": 64}, {"input_size": (3, 48, 64), "interpolation": "bicubic"}, {"crop_mode": "border"}):
+        ours, theirs = data.create_transform(**config).transforms, oracle.create_transform(**config).transforms
+        assert [type(step).__name__ for step in ours] == [type(step).__name__ for step in theirs]
+        assert data.interp_mode_to_str(ours[0].interpolation) == oracle.transforms.interp_mode_to_str(theirs[0].interpolation)
+        assert torch.equal(torch.tensor(ours[-1].mean), theirs[-1].mean)
+
+
 @pytest.mark.parametrize("arguments, words", [
     ({"crop_mode": "middle"}, "center, squash, border"),
     ({"crop_pct": -1.0}, "crop_pct=-1.0"),

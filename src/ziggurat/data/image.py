@@ -58,11 +58,13 @@ def _expand(source: str, extensions: frozenset[str]) -> list[Path]:
 
 
 def _files_below(folder: str, extensions: frozenset[str]) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
+    closed: list[Path] = []  # folders that may not be read stay in the list, as other sources that give nothing
+    for parent, folders, names in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions:
                 yield Path(parent, name)
+    yield from closed
 
 
 def open_image(source: Source | IO[bytes], apply_exif: bool = False) -> Image.Image:
@@ -89,7 +91,8 @@ def open_image(source: Source | IO[bytes], apply_exif: bool = False) -> Image.Im
 
 def _check_file(path: str) -> None:
     if os.path.isdir(path):
-        raise UnreadableImage(path, "it is a folder in which no image was found")
+        closed = not os.access(path, os.R_OK | os.X_OK)
+        raise UnreadableImage(path, f"it is a folder {'that may not be read' if closed else 'in which no image was found'}")
     if not os.path.exists(path):
         nothing = "the pattern matches no image" if glob.has_magic(path) else "there is no such file"
         raise UnreadableImage(path, nothing)

@@ -76,18 +76,22 @@ def interp_mode_to_str(mode: Image.Resampling) -> str:
     return Image.Resampling(mode).name.lower()
 
 
-class _Filter:
-    """An interpolation by name; "random" is bilinear or bicubic, drawn at each image."""
+Filters = Image.Resampling | tuple[Image.Resampling, ...]
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.choices = [str_to_pil_interp(each) for each in (("bilinear", "bicubic") if name == "random" else (name,))]
 
-    def draw(self) -> Image.Resampling:
-        return random.choice(self.choices) if len(self.choices) > 1 else self.choices[0]
+def _filters(interpolation: str) -> Filters:
+    """The filter of this name; for "random" the two that are drawn from at each image."""
+    if interpolation == "random":
+        return Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
+    return str_to_pil_interp(interpolation)
 
-    def __repr__(self) -> str:
-        return " ".join(interp_mode_to_str(mode) for mode in self.choices)
+
+def _drawn(filters: Filters) -> Image.Resampling:
+    return random.choice(filters) if isinstance(filters, (tuple, list)) else filters
+
+
+def _named(filters: Filters) -> str:
+    return " ".join(map(interp_mode_to_str, filters if isinstance(filters, (tuple, list)) else (filters,)))
 
 
 def _pair(size: Size) -> tuple[int, int]:
@@ -105,18 +109,28 @@ def _resized(image: Image.Image, height: int, width: int, mode: Image.Resampling
 
 
 class Compose:
-    """Steps one after another; its repr shows them, a line each."""
+    """Steps one after another; its repr shows them, a line each.
 
-    def __init__(self, transforms: Sequence[Callable[[Any], Any]]) -> None:
+    `prepare` comes before all of them. `create_transform` puts the conversion of the image's mode there, so that
+    `transforms` holds the steps that timm's does, at timm's places.
+    """
+
+    def __init__(
+        self, transforms: Sequence[Callable[[Any], Any]], prepare: Callable[[Any], Any] | None = None
+    ) -> None:
         self.transforms = list(transforms)
+        self.prepare = prepare
 
     def __call__(self, img: Any) -> Any:
-        for step in self.transforms:
+        for step in self._steps():
             img = step(img)
         return img
 
+    def _steps(self) -> list[Callable[[Any], Any]]:
+        return self.transforms if self.prepare is None else [self.prepare, *self.transforms]
+
     def __repr__(self) -> str:
-        lines = [f"    {line}" for step in self.transforms for line in repr(step).split("\n")]
+        lines = [f"    {line}" for step in self._steps() for line in repr(step).split("\n")]
         return "\n".join(["Compose(", *lines, ")"])
 
 
@@ -151,7 +165,7 @@ class Resize:
 
     def __init__(self, size: Size, interpolation: str = "bilinear") -> None:
         self.size = size if isinstance(size, int) else _pair(size)
-        self.filter = _Filter(interpolation)
+        self.interpolation = _filters(interpolation)
 
     def __call__(self, img: Image.Image) -> Image.Image:
         if isinstance(self.size, tuple):
@@ -160,10 +174,10 @@ class Resize:
             short, long = sorted(img.size)
             long = int(self.size * long / short)
             height, width = (long, self.size) if img.height > img.width else (self.size, long)
-        return _resized(img, height, width, self.filter.draw())
+        return _resized(img, height, width, _drawn(self.interpolation))
 
     def __repr__(self) -> str:
-        return f"Resize(size={self.size}, interpolation={self.filter})"
+        return f"Resize(size={self.size}, interpolation={_named(self.interpolation)})"
 
 
 class ResizeKeepRatio:
@@ -186,7 +200,7 @@ class ResizeKeepRatio:
     ) -> None:
         self.size = _pair(size)
         self.longest = float(longest)
-        self.filter = _Filter(interpolation)
+        self.interpolation = _filters(interpolation)
         self.random_scale_prob = random_scale_prob
         self.random_scale_range = random_scale_range
         self.random_scale_area = random_scale_area
@@ -207,10 +221,10 @@ class ResizeKeepRatio:
         # a strip keeps at least one pixel
         height = max(1, round(img.height * taller / shrink))
         width = max(1, round(img.width * wider / shrink))
-        return _resized(img, height, width, self.filter.draw())
+        return _resized(img, height, width, _drawn(self.interpolation))
 
     def __repr__(self) -> str:
-        text = f"ResizeKeepRatio(size={self.size}, longest={self.longest:g}, interpolation={self.filter}"
+        text = f"ResizeKeepRatio(size={self.size}, longest={self.longest:g}, interpolation={_named(self.interpolation)}"
         if self.random_scale_prob > 0:
             text += f", scale {self.random_scale_range} with probability {self.random_scale_prob:g}"
         if self.random_aspect_prob > 0:
@@ -358,7 +372,7 @@ class RandomResizedCropAndInterpolation:
         self.size = _pair(size)
         self.scale = scale
         self.ratio = ratio
-        self.filter = _Filter(interpolation)
+        self.interpolation = _filters(interpolation)
 
     @staticmethod
     def get_params(
@@ -384,11 +398,11 @@ class RandomResizedCropAndInterpolation:
     def __call__(self, img: Image.Image) -> Image.Image:
         top, left, height, width = self.get_params(img, self.scale, self.ratio)
         window = img.crop((left, top, left + width, top + height))
-        return _resized(window, *self.size, self.filter.draw())
+        return _resized(window, *self.size, _drawn(self.interpolation))
 
     def __repr__(self) -> str:
         scale, ratio = (tuple(round(edge, 4) for edge in pair) for pair in (self.scale, self.ratio))
-        return f"{type(self).__name__}(size={self.size}, scale={scale}, ratio={ratio}, interpolation={self.filter})"
+        return f"{type(self).__name__}(size={self.size}, scale={scale}, ratio={ratio}, interpolation={_named(self.interpolation)})"
 
 
 class RandomApply:

@@ -130,7 +130,7 @@ def create_transform(
             **tensor,
         )
     first = parts[0] if isinstance(parts, tuple) else parts
-    first.transforms.insert(0, channels)
+    first.prepare = channels
     return parts
 
 
