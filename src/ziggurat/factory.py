@@ -132,7 +132,7 @@ def build_model_with_cfg(
 
     loads = bool(pretrained or checkpoint_path)
     with ExitStack() as stack:
-        if loads and isinstance(model_cls, type) and issubclass(model_cls, Backbone):
+        if loads and pretrained_strict and isinstance(model_cls, type) and issubclass(model_cls, Backbone):
             stack.enter_context(_NoInit())
         model = model_cls(*args, **kwargs)
         if is_pruned:

@@ -232,7 +232,7 @@ def unknown_model(name: str) -> UnknownModel:
     """The error for a name that nothing has, with the nearest names that something has."""
     close = nearest(get_arch_name(name), _names())
     said = f"nearest are {', '.join(close)}; " if close else ""
-    return UnknownModel(f"no model {name!r}: {said}see ziggurat list '*{get_arch_name(name)[:4]}*' (Unknown model)")
+    return UnknownModel(f"no model {name!r}: {said}see ziggurat list '*{get_arch_name(name)[:4]}*'")
 
 
 # -------------------------------------------------------------------- entry points

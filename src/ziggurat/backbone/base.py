@@ -131,7 +131,7 @@ class Backbone(nn.Module, metaclass=_Finished):
                                   drop_rate=self.drop_rate, **options)
             self.add_module(owner, head)
         else:
-            self.global_pool = SelectAdaptivePool2d(pool_type=self._pool_type, flatten=True)
+            self.global_pool = SelectAdaptivePool2d(pool_type=self._pool_type, flatten=bool(self._pool_type))
             self.add_module(classifier, self.new_classifier(classifier))
 
     def init_weights(self) -> None:
@@ -152,7 +152,7 @@ class Backbone(nn.Module, metaclass=_Finished):
 
     def set_pool(self, global_pool: str) -> None:
         """Changes how `pool` works: the argument `global_pool` of `reset_classifier`."""
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
 
     def new_classifier(self, path: str) -> nn.Module:
         """A fresh classifying layer for `path`; the identity where `num_classes` is 0."""
@@ -164,12 +164,12 @@ class Backbone(nn.Module, metaclass=_Finished):
 
     # ---------------------------------------------------------------- views
 
-    def forward(self, x: Tensor, **inputs: Any) -> Any:
+    def forward(self, x: Tensor) -> Any:
         """Class scores (B D) of images `x` (B C H W); a list of maps (B C H W each) of a features-only model."""
         if self.out_indices is not None:
-            levels, _ = self._run(x, self.out_indices, to_end=False, **inputs)
+            levels, _ = self._run(x, self.out_indices, to_end=False)
             return [self._as_map(levels[i], x) for i in self.out_indices]
-        return self.forward_head(self.forward_features(x, **inputs))
+        return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor, **inputs: Any) -> Tensor:
         """The trunk's last output, unpooled, in the architecture's own layout."""
