@@ -150,7 +150,7 @@ def by_order(
         ours, theirs = ([name for name in side if not name.endswith(COUNTER)] for side in (ours, theirs))
     if len(ours) > len(theirs) or (len(ours) < len(theirs) and not part):
         raise CheckpointMismatch(
-            f"the checkpoint has {len(theirs)} tensors and the model {len(ours)}, so they cannot be matched by their "
+            f"the checkpoint has {len(state_dict)} tensors and the model {len(own)}, so they cannot be matched by their "
             "order. Choose the architecture that the checkpoint is of."
         )
     matched = {}

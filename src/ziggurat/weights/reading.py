@@ -40,16 +40,9 @@ AVERAGED = ("state_dict_ema", "model_ema")
 PREFIXES = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 
 # What a directory of weights is searched for, best first: names, then endings.
-FILE_NAMES = (
-    "model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.pth",
-    "model.pth",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-)
+PLAIN_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+CLIP_NAMES = ("model.safetensors", *(f"pytorch_model.{ending}" for ending in ("safetensors", "bin", "pth")))
+FILE_NAMES = PLAIN_NAMES + tuple(f"open_clip_{name}" for name in CLIP_NAMES)
 FILE_ENDINGS = (".safetensors", ".pth", ".pth.tar", ".bin")
 
 # What readers raise on damaged bytes; all of it is reported with its cause.
@@ -174,7 +167,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
     tensors = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             for name in archive.files:
                 array = archive[name]
                 if array.dtype == np.dtype("V2"):
@@ -241,7 +234,7 @@ def preferred_file(directory: str | os.PathLike[str]) -> Path:
         if found:
             return found[0]
     raise SourceUnavailable(
-        f"No suitable checkpoints found in {directory}: allowed are {', '.join(FILE_NAMES[:4])} "
+        f"No suitable checkpoints found in {directory}: allowed are {', '.join(PLAIN_NAMES)} "
         f"or any file that ends in {', '.join(FILE_ENDINGS)}."
     )
 
