@@ -1,0 +1,53 @@
+"""Checks and branches on shapes which symbolic tracing keeps as single calls, so that they hold when the graph runs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+from torch import fx
+from torch.overrides import handle_torch_function
+
+from ziggurat.errors import BadArgument
+
+from .trace_utils import register_notrace_function
+
+__all__ = ["require", "traced_whole"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def traced_values(values: Any) -> list[fx.Proxy]:
+    """The traced values among these, also those within lists and tuples."""
+    if isinstance(values, fx.Proxy):
+        return [values]
+    if isinstance(values, (list, tuple)):
+        return [proxy for value in values for proxy in traced_values(value)]
+    return []
+
+
+def traced_whole(fn: Callable[P, R]) -> Callable[P, R]:
+    """A decorator: called with a traced value, the function becomes one node of the graph and its body is not entered.
+
+    That is what a function needs whose Python branches on the shapes of its inputs. It works under any fx tracer,
+    without that tracer being told; `torch.compile` and `torch.export` look into the function as usual.
+    """
+
+    @functools.wraps(fn)
+    def whole(*args: P.args, **kwargs: P.kwargs) -> R:
+        proxies = traced_values((*args, *kwargs.values()))
+        if proxies:
+            record = cast(Callable[..., Any], handle_torch_function)
+            return record(whole, proxies, *args, **kwargs)
+        return fn(*args, **kwargs)
+
+    return register_notrace_function(whole)
+
+
+@traced_whole
+def require(condition: bool, message: str) -> None:
+    """Raise `BadArgument(message)` unless the condition on the input's shape holds."""
+    if not condition:
+        raise BadArgument(message)
