@@ -63,6 +63,8 @@ class Backbone(nn.Module, metaclass=_Finished):
     """Whether the last unit's drop path is the full `drop_path_rate` (see `schedule_drop_path`)."""
     not_decayed: ClassVar[frozenset[str]] = frozenset()
     """Parameters (paths, `*` allowed) that weight decay leaves alone."""
+    head_modules: ClassVar[tuple[str, ...]] = ()
+    """Top-level modules that pooling uses, beside `global_pool`: they stay and go with the classifier."""
 
     plan: Plan
     feature_info: FeatureInfo
@@ -84,6 +86,7 @@ class Backbone(nn.Module, metaclass=_Finished):
         self.drop_rate = drop_rate
         self.drop_path_rate = drop_path_rate
         self.grad_checkpointing = False
+        self.distilled_training = False
         self.plan = Plan(output_stride)
         self.prefix_tokens: dict[str, int] = {}  # name and count of the tokens before the patches, in order
         self.out_indices: tuple[int, ...] | None = None  # the levels that a features-only model gives
@@ -146,8 +149,11 @@ class Backbone(nn.Module, metaclass=_Finished):
         stride = self.plan.levels[-1]["reduction"]
         return -(-height // stride), -(-width // stride)
 
-    def pool(self, x: Tensor) -> Tensor:
-        """The trunk's last output as one vector an image (B D), before dropout."""
+    def pool(self, x: Tensor) -> Any:
+        """The trunk's last output as one vector an image (B D), before dropout.
+
+        A tuple of them, one a classifier, where the classifiers read different ones.
+        """
         return self.global_pool(x)
 
     def set_pool(self, global_pool: str) -> None:
@@ -180,15 +186,20 @@ class Backbone(nn.Module, metaclass=_Finished):
         head = self._classifier_head()
         if head is not None:
             return head(x, pre_logits=pre_logits)
-        x = self.pool(x)
+        pooled = self.pool(x)
+        vectors = pooled if isinstance(pooled, tuple) else (pooled,)
         if self.drop_rate > 0.0:
-            x = F.dropout(x, p=self.drop_rate, training=self.training)
-        return x if pre_logits else self.classify(x)
+            vectors = tuple(F.dropout(v, p=self.drop_rate, training=self.training) for v in vectors)
+        return _mean(vectors) if pre_logits else self.classify(*vectors)
 
-    def classify(self, x: Tensor) -> Tensor:
-        """Class scores of the embedding `x` (B D), by the classifier (or the mean of them where there are several)."""
-        scores = [self.get_submodule(path)(x) for path in self.classifiers]
-        return scores[0] if len(scores) == 1 else sum(scores[1:], scores[0]) / len(scores)
+    def classify(self, *vectors: Tensor) -> Any:
+        """Class scores of an embedding (B D), or of one for each classifier: the mean over the classifiers.
+
+        A model in `distilled_training` gives the scores of its classifiers as a tuple while it trains.
+        """
+        each = vectors if len(vectors) > 1 else vectors * len(self.classifiers)
+        scores = tuple(self.get_submodule(path)(v) for path, v in zip(self.classifiers, each))
+        return scores if self.distilled_training and self.training and len(scores) > 1 else _mean(scores)
 
     def forward_intermediates(
         self,
@@ -369,10 +380,11 @@ class Backbone(nn.Module, metaclass=_Finished):
         """timm's older name of `pretrained_cfg`."""
         return self.pretrained_cfg
 
-    def _classifier_head(self) -> ClassifierHead | None:
+    def _classifier_head(self) -> Any:
+        """The module that pools and classifies, where one does both: it takes `pre_logits` and has a `reset`."""
         owner = self.classifiers[0].rpartition(".")[0]
         head = self._modules.get(owner) if owner else None
-        return head if isinstance(head, ClassifierHead) else None
+        return head if hasattr(head, "reset") else None
 
     def get_classifier(self) -> Any:
         """The classifying layer; a tuple where there are several."""
@@ -447,7 +459,7 @@ class Backbone(nn.Module, metaclass=_Finished):
 
     def _head_modules(self) -> set[str]:
         """Top-level names of the modules that `forward_head` uses."""
-        return {path.split(".")[0] for path in self.classifiers} | {"global_pool"}
+        return {path.split(".")[0] for path in self.classifiers} | {"global_pool", *self.head_modules}
 
     def _registered_after(self, path: str) -> list[str]:
         """Paths of the modules registered after the one at `path`, on its own level and on those above."""
@@ -508,3 +520,7 @@ class Backbone(nn.Module, metaclass=_Finished):
 
     def __bool__(self) -> bool:
         return True
+
+
+def _mean(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else sum(parts[1:], parts[0]) / len(parts)
