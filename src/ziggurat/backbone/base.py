@@ -400,7 +400,8 @@ class Backbone(nn.Module, metaclass=_Finished):
         head = self._classifier_head()
         with like.device:
             if head is not None:
-                head.reset(num_classes, global_pool)
+                fits = dict(in_features=self.num_features) if isinstance(head, ClassifierHead) else {}
+                head.reset(num_classes, global_pool, **fits)
                 head.to(dtype=like.dtype)
             else:
                 if global_pool is not None:
