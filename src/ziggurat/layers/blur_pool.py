@@ -54,8 +54,9 @@ class BlurPool2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, self.padding, mode=self.pad_mode)
         if self.channels is None:
-            channels = x.shape[1]
-            return F.conv2d(x, self.filt.expand(channels, -1, -1, -1), stride=self.stride, groups=channels)
+            # channels as samples: the filter need not be repeated for a number of channels known only now
+            single = F.conv2d(x.flatten(0, 1).unsqueeze(1), self.filt, stride=self.stride)
+            return single.squeeze(1).unflatten(0, (x.shape[0], x.shape[1]))
         return F.conv2d(x, self.filt, stride=self.stride, groups=self.channels)
 
     def extra_repr(self) -> str:

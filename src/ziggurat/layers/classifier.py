@@ -236,7 +236,7 @@ class NormMlpClassifierHead(_MlpHead):
         if not self.hidden_size:
             return
         assert isinstance(self.pre_logits, nn.Sequential)
-        old = self.pre_logits.fc
+        old = self.pre_logits[0]
         if isinstance(old, nn.Conv2d) == self.use_conv:
             return
         # the same weights in the other shape, trained or frozen as they were

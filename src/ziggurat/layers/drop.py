@@ -16,14 +16,8 @@ __all__ = ["DropBlock2d", "DropPath", "calculate_drop_path_rates", "drop_block_2
 
 
 def drop_block_2d(
-    x: Tensor,
-    drop_prob: float = 0.1,
-    block_size: int = 7,
-    gamma_scale: float = 1.0,
-    with_noise: bool = False,
-    inplace: bool = False,
-    couple_channels: bool = True,
-    scale_by_keep: bool = True,
+    x: Tensor, drop_prob: float = 0.1, block_size: int = 7, gamma_scale: float = 1.0, with_noise: bool = False,
+    inplace: bool = False, couple_channels: bool = True, scale_by_keep: bool = True,
 ) -> Tensor:
     """DropBlock (Ghiasi et al. 2018, arXiv 1810.12890): squares of a (N, C, H, W) map set to zero.
 
@@ -56,15 +50,8 @@ class DropBlock2d(nn.Module):
     """`drop_block_2d` while training, nothing otherwise. `batchwise` and `fast`, of old code, are accepted."""
 
     def __init__(
-        self,
-        drop_prob: float = 0.1,
-        block_size: int = 7,
-        gamma_scale: float = 1.0,
-        with_noise: bool = False,
-        inplace: bool = False,
-        couple_channels: bool = True,
-        scale_by_keep: bool = True,
-        **kwargs: Any,
+        self, drop_prob: float = 0.1, block_size: int = 7, gamma_scale: float = 1.0, with_noise: bool = False,
+        inplace: bool = False, couple_channels: bool = True, scale_by_keep: bool = True, **kwargs: Any,
     ) -> None:
         super().__init__()
         for name in kwargs.keys() - {"batchwise", "fast"}:
@@ -81,13 +68,7 @@ class DropBlock2d(nn.Module):
         if not self.training or not self.drop_prob:
             return x
         return drop_block_2d(
-            x,
-            self.drop_prob,
-            self.block_size,
-            self.gamma_scale,
-            self.with_noise,
-            self.inplace,
-            self.couple_channels,
+            x, self.drop_prob, self.block_size, self.gamma_scale, self.with_noise, self.inplace, self.couple_channels,
             self.scale_by_keep,
         )
 

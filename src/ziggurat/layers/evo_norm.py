@@ -118,6 +118,8 @@ class _EvoNormBatch(_EvoNorm):
 class EvoNorm2dB0(_EvoNormBatch):
     """B0: x / max(batch std, v x + instance std), `v` a learned vector."""
 
+    v: nn.Parameter
+
     def __init__(
         self, num_features: int, apply_act: bool = True, momentum: float = 0.1, eps: float = 1e-3, **_: Any
     ) -> None:
@@ -175,6 +177,8 @@ class _EvoNormSample(_EvoNorm):
 
 class EvoNorm2dS0(_EvoNormSample):
     """S0: x sigmoid(v x) / group std, `v` a learned vector."""
+
+    v: nn.Parameter | None
 
     def __init__(
         self,

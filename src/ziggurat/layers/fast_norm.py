@@ -46,21 +46,26 @@ def set_fast_norm(enable: bool = True) -> None:
     _switch["fast"] = bool(enable)
 
 
+def _dtype(x: Tensor) -> torch.dtype:
+    """The autocast dtype where autocast is on, else the input's own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def _low(x: Tensor, *parameters: Tensor | None) -> list[Tensor | None]:
-    """The arguments in the autocast dtype where autocast is on, as they are elsewhere."""
+    """The parameters in the dtype that `x` is normalised in; where autocast is off they stay as they are."""
     if not torch.is_autocast_enabled(x.device.type):
-        return [x, *parameters]
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return [None if t is None else t.to(dtype) for t in (x, *parameters)]
+        return list(parameters)
+    return [None if p is None else p.to(_dtype(x)) for p in parameters]
 
 
 def fast_group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
     """Group normalisation in the autocast dtype."""
-    x_, weight, bias = _low(x, weight, bias)
+    dtype, (weight, bias) = _dtype(x), _low(x, weight, bias)
     with torch.autocast(x.device.type, enabled=False):
-        return F.group_norm(x_, num_groups, weight, bias, eps)
+        return F.group_norm(x.to(dtype), num_groups, weight, bias, eps)
 
 
 def fast_layer_norm(
@@ -71,9 +76,9 @@ def fast_layer_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """Layer normalisation over the last dimensions in the autocast dtype."""
-    x_, weight, bias = _low(x, weight, bias)
+    dtype, (weight, bias) = _dtype(x), _low(x, weight, bias)
     with torch.autocast(x.device.type, enabled=False):
-        return F.layer_norm(x_, normalized_shape, weight, bias, eps)
+        return F.layer_norm(x.to(dtype), normalized_shape, weight, bias, eps)
 
 
 def rms_norm(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -95,9 +100,9 @@ def fast_rms_norm(
         if weight is None:
             return fused_rms_norm(x, normalized_shape, eps)
         return fused_rms_norm_affine(x, weight, normalized_shape, eps)
-    x_, weight = _low(x, weight)
+    dtype, (weight,) = _dtype(x), _low(x, weight)
     with torch.autocast(x.device.type, enabled=False):
-        return rms_norm(x_, normalized_shape, weight, eps)
+        return rms_norm(x.to(dtype), normalized_shape, weight, eps)
 
 
 def fast_rms_norm2d(
@@ -126,6 +131,6 @@ def fast_simple_norm(
     x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
     """`simple_norm` in the autocast dtype."""
-    x_, weight = _low(x, weight)
+    dtype, (weight,) = _dtype(x), _low(x, weight)
     with torch.autocast(x.device.type, enabled=False):
-        return simple_norm(x_, normalized_shape, weight, eps)
+        return simple_norm(x.to(dtype), normalized_shape, weight, eps)

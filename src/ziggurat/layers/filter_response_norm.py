@@ -43,6 +43,8 @@ class _FilterResponseNorm(nn.Module):
 class FilterResponseNormTlu2d(_FilterResponseNorm):
     """The norm, then max(x, tau) with a learned threshold a channel."""
 
+    tau: nn.Parameter | None
+
     def __init__(
         self, num_features: int, apply_act: bool = True, eps: float = 1e-5, rms: bool = True, **_: Any
     ) -> None:

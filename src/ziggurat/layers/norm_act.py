@@ -79,11 +79,8 @@ class BatchNormAct2d(_Act, nn.BatchNorm2d):
         momentum: float = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        apply_act: bool = True,
-        act_layer: LayerType | None = nn.ReLU,
-        act_kwargs: Kwargs | None = None,
-        inplace: bool = True,
-        drop_layer: DropType = None,
+        apply_act: bool = True, act_layer: LayerType | None = nn.ReLU, act_kwargs: Kwargs | None = None,
+        inplace: bool = True, drop_layer: DropType = None,
     ) -> None:
         nn.BatchNorm2d.__init__(self, num_features, eps, momentum, affine, track_running_stats)
         self.add_act(apply_act, act_layer, act_kwargs, inplace, drop_layer)
@@ -109,11 +106,8 @@ class FrozenBatchNormAct2d(_Act, FrozenBatchNorm2d):
         self,
         num_features: int,
         eps: float = 1e-5,
-        apply_act: bool = True,
-        act_layer: LayerType | None = nn.ReLU,
-        act_kwargs: Kwargs | None = None,
-        inplace: bool = True,
-        drop_layer: DropType = None,
+        apply_act: bool = True, act_layer: LayerType | None = nn.ReLU, act_kwargs: Kwargs | None = None,
+        inplace: bool = True, drop_layer: DropType = None,
     ) -> None:
         FrozenBatchNorm2d.__init__(self, num_features, eps)
         self.add_act(apply_act, act_layer, act_kwargs, inplace, drop_layer)
@@ -201,11 +195,8 @@ class GroupNormAct(_Act, GroupNorm):
         eps: float = 1e-5,
         affine: bool = True,
         group_size: int | None = None,
-        apply_act: bool = True,
-        act_layer: LayerType | None = nn.ReLU,
-        act_kwargs: Kwargs | None = None,
-        inplace: bool = True,
-        drop_layer: DropType = None,
+        apply_act: bool = True, act_layer: LayerType | None = nn.ReLU, act_kwargs: Kwargs | None = None,
+        inplace: bool = True, drop_layer: DropType = None,
     ) -> None:
         groups = num_channels // group_size if group_size else num_groups
         GroupNorm.__init__(self, num_channels, groups, eps, affine)
@@ -220,11 +211,8 @@ class GroupNorm1Act(_Act, GroupNorm):
         num_channels: int,
         eps: float = 1e-5,
         affine: bool = True,
-        apply_act: bool = True,
-        act_layer: LayerType | None = nn.ReLU,
-        act_kwargs: Kwargs | None = None,
-        inplace: bool = True,
-        drop_layer: DropType = None,
+        apply_act: bool = True, act_layer: LayerType | None = nn.ReLU, act_kwargs: Kwargs | None = None,
+        inplace: bool = True, drop_layer: DropType = None,
     ) -> None:
         GroupNorm.__init__(self, num_channels, 1, eps, affine)
         self.add_act(apply_act, act_layer, act_kwargs, inplace, drop_layer)
@@ -240,11 +228,8 @@ class _ChannelNormAct(_Act):
         num_channels: int | Sequence[int],
         eps: float | None = None,
         affine: bool = True,
-        apply_act: bool = True,
-        act_layer: LayerType | None = nn.ReLU,
-        act_kwargs: Kwargs | None = None,
-        inplace: bool = True,
-        drop_layer: DropType = None,
+        apply_act: bool = True, act_layer: LayerType | None = nn.ReLU, act_kwargs: Kwargs | None = None,
+        inplace: bool = True, drop_layer: DropType = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_channels, self.default_eps if eps is None else eps, affine, **kwargs)  # type: ignore[call-arg]

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ziggurat.errors import BadArgument
 
 from .norm_act import BatchNormAct2d
+from .trace_utils import _assert
 
 __all__ = ["SplitBatchNorm2d", "convert_splitbn_model"]
 
@@ -39,8 +40,12 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         self.aux_bn = nn.ModuleList(
             nn.BatchNorm2d(num_features, eps, momentum, affine, track_running_stats) for _ in range(num_splits - 1)
         )
-        self.drop = nn.Identity()
-        self.act = nn.Identity()
+        self.drop: nn.Module = nn.Identity()
+        self.act: nn.Module = nn.Identity()
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        # torch's own check is an `if`, at which symbolic tracing stops
+        _assert(input.ndim == 4, f"SplitBatchNorm2d({self.num_features}) takes (N, C, H, W)")
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:

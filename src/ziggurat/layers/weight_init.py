@@ -88,8 +88,8 @@ def init_weight_vit(
         trunc_normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear):
             _fill(module.bias, init_bias)
-    elif hasattr(module, "init_weights"):
-        module.init_weights()
+    else:
+        getattr(module, "init_weights", lambda: None)()
 
 
 def init_weight_jax(module: nn.Module, name: str, head_bias: float = 0.0, classifier_name: str = "head") -> None:
@@ -108,5 +108,5 @@ def init_weight_jax(module: nn.Module, name: str, head_bias: float = 0.0, classi
     elif isinstance(module, nn.Conv2d):
         lecun_normal_(module.weight)
         _fill(module.bias, 0.0)
-    elif hasattr(module, "init_weights"):
-        module.init_weights()
+    else:
+        getattr(module, "init_weights", lambda: None)()
