@@ -93,6 +93,9 @@ def _last_reduction(model: Backbone, features: Tensor, input_size: tuple[int, in
     if model.layout == "NLC":
         return None
     side = features.shape[2] if model.layout == "NCHW" else features.shape[1]
+    last = model.feature_info[-1]["reduction"]
+    if side in (math.ceil(input_size[1] / last), input_size[1] // last):
+        return last  # 176 pixels at stride 32 give 6, and 176 / 6 is nearer to 29
     return round(input_size[1] / side)
 
 
