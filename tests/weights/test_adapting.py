@@ -211,6 +211,11 @@ def test_torchvisions_checkpoints_are_recognised(build):
     assert "a torchvision checkpoint" in mismatch(shapes(ours), theirs)
 
 
+def test_other_classes_are_recognised():
+    assert "build the model with num_classes=7" in mismatch(shapes(Toy()), Toy(num_classes=7).state_dict())
+    assert "sized variant" in mismatch(shapes(Toy()), {**Toy().state_dict(), "stem.weight": torch.ones(6, 4, 3, 3)})
+
+
 def test_a_pruned_models_checkpoint_is_recognised():
     state_dict = Toy().state_dict()
     part = {name: tensor for name, tensor in state_dict.items() if not name.startswith("fc.")}

@@ -172,3 +172,16 @@ def test_reading_tables_imports_no_torch():
     code = "import sys; from ziggurat.weights.pretrained import pretrained_cfgs as p; p('resnet'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("module", [path.stem for path in sorted((PACKAGE / "catalog").glob("*.json"))])
+def test_completed_from_the_catalog_every_field_is_timms(module):
+    """What is measured of our own models fills the three fields as timm states them."""
+    if module not in MODULES:
+        pytest.skip("no table of weights")
+    catalog = json.loads((PACKAGE / "catalog" / f"{module}.json").read_text(encoding="utf-8"))
+    for architecture, tags in timm_cfgs(module).items():
+        for tag, theirs in tags.items():
+            if architecture in catalog:
+                completed = complete(pretrained_cfgs(module)[architecture][tag], catalog[architecture])
+                assert completed.to_dict() == theirs.to_dict(), (architecture, tag)

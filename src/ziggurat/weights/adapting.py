@@ -99,7 +99,7 @@ def fit(
         fitted = by_order(own, fitted, free=free, part=True)
     fitted = remapped(model, fitted)
     fitted = without_joints(fitted, own)
-    unfilled = fit_input(model, fitted, cfg, strict) | fit_classifier(model, own, fitted, cfg)
+    unfilled = fit_input(model, own, fitted, cfg, strict) | fit_classifier(model, own, fitted, cfg)
     return fitted, unfilled
 
 
@@ -169,15 +169,17 @@ def counters(side: list[str]) -> bool:
     return any(name.endswith(COUNTER) for name in side)
 
 
-def fit_input(model: nn.Module, fitted: dict[str, Tensor], cfg: PretrainedCfg, strict: bool) -> set[str]:
+def fit_input(
+    model: nn.Module, own: Mapping[str, Tensor], fitted: dict[str, Tensor], cfg: PretrainedCfg, strict: bool
+) -> set[str]:
     """Refit the first convolutions in place; returns the names of those that stay as the model initialised them."""
     unfilled = set()
     base_chans = (cfg.input_size or (3,))[0]
     for path in names(cfg.first_conv):
         name = f"{path}.weight"
-        module: Any = model.get_submodule(path)
-        if name not in fitted or fitted[name].shape == module.weight.shape:
+        if name not in fitted or name not in own or fitted[name].shape == own[name].shape:
             continue
+        module: Any = model.get_submodule(path)
         weight = fitted[name]
         in_chans, rest = input_channels(module, weight, base_chans)
         if rest or (in_chans == base_chans and weight.ndim == 4):
@@ -278,7 +280,7 @@ def grouped(found: list[str]) -> str:
     return ", ".join(shown) + more(found)
 
 
-def origin(missing: list[str], unexpected: list[str], shaped: Collection[Any]) -> str:
+def origin(missing: list[str], unexpected: list[str], shaped: list[tuple[str, Any, Any]]) -> str:
     """A guess at where a checkpoint with these differences came from, and what to do about it."""
     for pattern, what, advice in ORIGINS:
         if any(re.search(pattern, name) for name in unexpected):
@@ -287,6 +289,12 @@ def origin(missing: list[str], unexpected: list[str], shaped: Collection[Any]) -
         return (
             "It looks like a features_only checkpoint of timm, which lacks what follows the last level: "
             "load it into a features_only model of the same levels, or pass strict=False."
+        )
+    parents = {name.rpartition(".")[0] for name, _, _ in shaped}
+    if not missing and not unexpected and len(parents) == 1 and all(a[1:] == b[1:] for _, a, b in shaped):
+        return (
+            f"Only the number of outputs of {parents.pop()} differs: if that is the classifier, build the model with "
+            f"num_classes={shaped[0][1][0]}."
         )
     if shaped and not missing and not unexpected:
         return "The names agree and the sizes do not: it is of a narrower, wider or otherwise sized variant."
