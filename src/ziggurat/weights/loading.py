@@ -18,7 +18,7 @@ from ziggurat.weights.adapting import COUNTER, fit, mismatch, names
 from ziggurat.weights.pretrained import PretrainedCfg
 from ziggurat.weights.reading import clean_state_dict, read_state_dict
 
-__all__ = ["fetch_state_dict", "load_weights", "package_path"]
+__all__ = ["fetch_file", "fetch_state_dict", "load_weights", "package_path"]
 
 
 def fetch_state_dict(
@@ -26,19 +26,29 @@ def fetch_state_dict(
 ) -> Mapping[str, Tensor]:
     """The state dict that a configuration points at, as it was published.
 
-    The first source that the configuration has is used: `state_dict`, `file` (a directory too), `package`,
-    `hf_hub_id`, `url`; a hub id that the name asked for explicitly (`source="hf-hub"`) goes before all of them.
-    Where the hub cannot be reached and there is a `url`, that is tried. Raises `SourceUnavailable`.
+    It is the configuration's `state_dict` if it holds one (and no hub id was asked for explicitly), otherwise what
+    `fetch_file` finds. Raises `SourceUnavailable`.
+    """
+    cfg = as_cfg(cfg)
+    if cfg.state_dict and not (cfg.source == "hf-hub" and cfg.hf_hub_id):
+        return clean_state_dict(cfg.state_dict)
+    return read_state_dict(fetch_file(cfg, cache_dir))
+
+
+def fetch_file(cfg: PretrainedCfg | Mapping[str, Any], cache_dir: str | Path | None = None) -> Path:
+    """The file (or directory) of weights that a configuration points at, downloaded if it is in no cache yet.
+
+    The first source that the configuration has is used: `file`, `package`, `hf_hub_id`, `url`; a hub id that the name
+    asked for explicitly (`source="hf-hub"`) goes before all of them. Where the hub cannot be reached and there is a
+    `url`, that is tried. Raises `SourceUnavailable`.
     """
     cfg = as_cfg(cfg)
     if cfg.source == "hf-hub" and cfg.hf_hub_id:
         return from_hub(cfg, cache_dir)
-    if cfg.state_dict:
-        return clean_state_dict(cfg.state_dict)
     if cfg.file:
-        return read_state_dict(cfg.file)
+        return Path(cfg.file)
     if cfg.package:
-        return read_state_dict(package_path(cfg))
+        return package_path(cfg)
     if cfg.hf_hub_id:
         try:
             return from_hub(cfg, cache_dir)
@@ -46,11 +56,11 @@ def fetch_state_dict(
             if not cfg.url:
                 raise
             try:
-                return read_state_dict(hub.fetch_url(cfg.url, cache_dir))
+                return hub.fetch_url(cfg.url, cache_dir)
             except SourceUnavailable as error:
                 raise SourceUnavailable(f"{unreachable} Nor from its address: {error}") from error
     if cfg.url:
-        return read_state_dict(hub.fetch_url(cfg.url, cache_dir))
+        return hub.fetch_url(cfg.url, cache_dir)
     named = ".".join(filter(None, (cfg.architecture, cfg.tag))) or "this model"
     raise SourceUnavailable(
         f"no pretrained weights are known for {named}; use pretrained=False, or give a file by "
@@ -68,9 +78,9 @@ def as_cfg(cfg: PretrainedCfg | Mapping[str, Any] | None) -> PretrainedCfg:
     return PretrainedCfg(**{name: value for name, value in cfg.items() if name in known})
 
 
-def from_hub(cfg: PretrainedCfg, cache_dir: str | Path | None) -> dict[str, Tensor]:
+def from_hub(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path:
     repo_id, revision = hub.split_hub_name(cfg.hf_hub_id or "")
-    return read_state_dict(hub.download(repo_id, cfg.hf_hub_filename, revision, cache_dir))
+    return hub.download(repo_id, cfg.hf_hub_filename, revision, cache_dir)
 
 
 def package_path(cfg: PretrainedCfg) -> Path:

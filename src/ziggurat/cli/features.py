@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ..errors import BadArgument
+from .common import (
+    AsJson, Batch, Checkpoint, Device, Model, Random, Skipped, Sources, load_model, print_json, progress, strides_of, table,
+)
+
+
+def run(
+    sources: Sources,
+    model: Model,
+    strides: Annotated[Optional[str], typer.Option(
+        metavar="S,S,...", help="Only these strides, as in 8,16: how many input pixels lie between two positions.")] = None,
+    out: Annotated[Optional[Path], typer.Option(
+        metavar="DIR", help="Write each image's levels there as PATH.safetensors, tensors stride4, stride8, ... (C H W).")] = None,
+    checkpoint: Checkpoint = None,
+    random: Random = False,
+    batch: Batch = 32,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """The feature pyramid of images: its table, and with --out the maps themselves.
+
+    \b
+    Examples:
+      ziggurat features cat.jpg -m tf_efficientnet_lite0.pip_in1k
+      ziggurat features photos/ -m resnet50 --strides 8,16 --out pyramids/
+
+    A stride that several levels share is given by the deepest of them. With --out folders are kept below the one that
+    all images share. With --json: {model, levels: [{level, stride, channels, height, width}], images, errors}.
+
+    Exit status: 0 all done; 1 some files could not be read (each is named and passed over); 2 nothing could be done.
+    """
+    from safetensors.torch import save_file
+
+    from ..backbone.plan import take_strides
+    from ..data import find_images
+    from ..extract import extract_images
+
+    chosen = strides_of(strides)
+    backbone = load_model(model, checkpoint, random, device)
+    reductions = backbone.feature_info.reduction()
+    if chosen is None:
+        chosen = tuple(dict.fromkeys(reductions))
+    indices = dict(zip(chosen, take_strides(reductions, chosen)))
+    paths = find_images(sources)
+    places = dict(zip(paths, destinations(paths, out))) if out else {}
+    skipped = Skipped()
+    levels: list[dict[str, int]] = []
+    images: list[dict[str, str]] = []
+    count = 0
+    found = extract_images(backbone, paths, ("pyramid",), strides=chosen, batch_size=batch)
+    with progress(found, len(paths), "extracting") as results:
+        for path, views in results:
+            if not skipped.took(views):
+                continue
+            assert isinstance(views, dict)
+            pyramid = views["pyramid"]
+            count += 1
+            if not levels:  # all images are brought to one size, so all have these
+                levels = [dict(level=indices[s], stride=s, channels=m.shape[0], height=m.shape[1], width=m.shape[2])
+                          for s, m in pyramid.items()]
+            if out:
+                places[path].parent.mkdir(parents=True, exist_ok=True)
+                save_file({f"stride{s}": m.contiguous() for s, m in pyramid.items()}, places[path],
+                          metadata={"path": os.fspath(path), "model": model})
+            if as_json:
+                images.append({"path": str(path)} | ({"file": str(places[path])} if out else {}))
+    if as_json:
+        print_json({"model": model, "levels": levels, "images": images, "errors": skipped.as_json()})
+    elif levels:
+        rows = ((v["level"], v["stride"], v["channels"], f"{v['height']} x {v['width']}") for v in levels)
+        typer.echo(table(["level", "stride", "channels", "H x W"], rows, left=0))
+        if out:
+            typer.echo(f"{out}: {count} files")
+    skipped.finish()
+
+
+def destinations(paths: Sequence[Path], out: Path) -> list[Path]:
+    """For each image a file of its own under `out`, its folders kept below the one that all images share."""
+    if out.exists() and not out.is_dir():
+        raise BadArgument(f"--out {out} is a file: give a folder")
+    full = [Path(os.path.abspath(path)) for path in paths]
+    shared = os.path.commonpath([path.parent for path in full]) if full else ""
+    return [out / path.relative_to(shared).with_name(f"{path.name}.safetensors") for path in full]
