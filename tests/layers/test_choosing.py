@@ -98,6 +98,9 @@ def test_experts_are_drawn_one_by_one():
     seen = []
     ours.get_condconv_initializer(lambda w: seen.append(tuple(w.shape)), 3, (2, 4, 1, 1))(torch.zeros(3, 8))
     assert seen == [(2, 4, 1, 1)] * 3
+    experts = ours.CondConv2d(4, 2, 1, num_experts=3)
+    ours.get_condconv_initializer(nn.init.ones_, 3, (2, 4, 1, 1))(experts.weight)
+    assert experts.weight.unique().tolist() == [1]
     with pytest.raises(BadArgument, match=r"\(3, 8\)"):
         ours.get_condconv_initializer(seen.append, 3, (2, 4, 1, 1))(torch.zeros(4, 8))
 

@@ -131,6 +131,18 @@ def test_device_and_dtype_of_a_module():
     assert ours.get_device_dtype(nn.ReLU()) == {"device": None, "dtype": None}
 
 
+class Asks(nn.Module):
+    def forward(self, x):
+        return x + 1 if ours.is_exporting() else x - 1
+
+
+def test_export_is_noticed():
+    x = torch.zeros(2)
+    assert Asks()(x).tolist() == [-1, -1]
+    for strict in (False, True):
+        assert torch.export.export(Asks(), (x,), strict=strict).module()(x).tolist() == [1, 1]
+
+
 def double(x):
     return x * 2
 

@@ -30,8 +30,9 @@ def get_condconv_initializer(
         wanted = (num_experts, math.prod(expert_shape))
         if tuple(weight.shape) != wanted:
             raise BadArgument(f"experts' weights have the shape {wanted}, got {tuple(weight.shape)}")
-        for row in weight:
-            initializer(row.view(*expert_shape))
+        with torch.no_grad():  # rows of a parameter could not be written to otherwise
+            for row in weight:
+                initializer(row.view(*expert_shape))
 
     return initialise
 

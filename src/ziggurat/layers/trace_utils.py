@@ -28,6 +28,9 @@ __all__ = [
 # A check that symbolic tracing records rather than evaluates; a plain `assert` on a traced value stops the tracer.
 _assert = torch._assert
 
+# torch 2.6 cannot tell export from compilation; both need the same care
+_torch_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
 _leaf_modules: set[type[nn.Module]] = set()
 _leaf_functions: set[Callable] = set()
 
@@ -39,7 +42,7 @@ def _float_to_int(x: float) -> int:
 
 def is_exporting() -> bool:
     """Whether the running forward pass is being recorded by torch.export or the ONNX exporter."""
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+    return _torch_is_exporting() or torch.onnx.is_in_onnx_export()
 
 
 def register_notrace_module(module: type[nn.Module]) -> type[nn.Module]:
