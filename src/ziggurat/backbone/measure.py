@@ -53,7 +53,7 @@ def measure(model: Backbone, input_size: tuple[int, int, int]) -> dict[str, Any]
     `macs` are multiply-adds of convolutions, linear layers and attention products for one image, `activations` the
     elements that convolutions and linear layers put out, `levels` what the pyramid is made of.
     """
-    model = model.eval()
+    model = model.eval().requires_grad_(False)  # a view of a parameter as a module input trips the counter
     x = torch.zeros(1, *input_size, device="meta")
     levels = measured_levels(model, x)
     for (channels, height, width), said in zip(levels, model.feature_info):
