@@ -86,11 +86,9 @@ class MultiQueryAttention2d(nn.Module):
         use_bias: bool = False,
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.key_dim = key_dim or dim // num_heads
-        self.value_dim = value_dim or dim // num_heads
-        self.query_strides = to_2tuple(query_strides)
-        self.kv_stride = kv_stride
+        self.query_strides, self.kv_stride = to_2tuple(query_strides), kv_stride
+        self.num_heads, share = num_heads, dim // num_heads
+        self.key_dim, self.value_dim = key_dim or share, value_dim or share
         self.has_query_strides = any(stride > 1 for stride in self.query_strides)
         self.scale = self.key_dim**-0.5
         self.fused_attn = use_fused_attn()
@@ -135,9 +133,10 @@ class MultiQueryAttention2d(nn.Module):
     def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
         q = self.query(x)
         height, width = q.shape[2], q.shape[3]
-        q = q.flatten(2).unflatten(1, (self.num_heads, self.key_dim)).transpose(2, 3)
-        k = self.key(x).flatten(2).transpose(1, 2).unsqueeze(1)  # one head, read by all
-        v = self.value(x).flatten(2).transpose(1, 2).unsqueeze(1)
+        # contiguous: the fused kernels read whole channels, and strided ones send torch to a slower path
+        q = q.flatten(2).unflatten(1, (self.num_heads, self.key_dim)).transpose(2, 3).contiguous()
+        k = self.key(x).flatten(2).transpose(1, 2).unsqueeze(1).contiguous()  # one head, read by all
+        v = self.value(x).flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
         read = attend(q, k, v, fused=self.fused_attn, attn_mask=attn_mask, drop=self.attn_drop)
         return self.output(read.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width)))
 

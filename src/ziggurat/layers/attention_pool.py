@@ -10,7 +10,6 @@ from ziggurat.errors import BadArgument
 from .attention import attend, head_dim_of, norm_or_identity
 from .config import use_fused_attn
 from .mlp import Mlp
-from .norm import LayerNorm
 from .typing import LayerType
 from .weight_init import trunc_normal_
 
@@ -67,7 +66,7 @@ class AttentionPoolLatent(nn.Module):
         self.latent = nn.Parameter(torch.empty(1, latent_len, self.latent_dim))
         self.q = nn.Linear(self.latent_dim, inner, bias=qkv_bias) if q_proj else nn.Identity()
         self.kv = nn.Linear(in_features, 2 * inner, bias=qkv_bias)
-        kind = norm_layer or (LayerNorm if qk_norm else None)
+        kind = norm_layer or (nn.LayerNorm if qk_norm else None)
         self.q_norm = norm_or_identity(qk_norm, kind, self.head_dim)
         self.k_norm = norm_or_identity(qk_norm, kind, self.head_dim)
         self.mlp: nn.Module | None = None
@@ -103,8 +102,8 @@ class AttentionPoolLatent(nn.Module):
 class AttentionPoolPrr(nn.Module):
     """Tokens refined by attention without projections, then pooled ("Locality-Attending Vision Transformer", 2026).
 
-    (N, L, dim) to (N, dim): the first token ('token') or the mean ('avg'); '' leaves (N, L, dim). The only parameters
-    are those of the norms before and after.
+    (N, L, dim) to (N, dim): the first token (`pool_type` 'token') or the mean ('avg'). The only parameters are those of
+    the norms before and after the attention. Raises `BadArgument` for another `pool_type`.
     """
 
     def __init__(
@@ -117,18 +116,18 @@ class AttentionPoolPrr(nn.Module):
         norm_layer: type[nn.Module] | None = None,
     ) -> None:
         super().__init__()
+        if pool_type not in ("token", "avg"):
+            raise BadArgument(f"pool_type={pool_type!r}: use 'token' or 'avg'")
         self.num_heads = num_heads
         self.head_dim = head_dim_of(dim, num_heads, None)
         self.pool = pool_type
         self.fused_attn = use_fused_attn()
-        kind = norm_layer or LayerNorm
+        kind = norm_layer or nn.LayerNorm
         self.pre_norm = norm_or_identity(pre_norm, kind, dim)
         self.post_norm = norm_or_identity(post_norm, kind, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         heads = self.pre_norm(x).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
-        read = attend(heads, heads, heads, fused=self.fused_attn)
-        out = self.post_norm(read.transpose(1, 2).flatten(2))
-        if self.pool == "token":
-            return out[:, 0]
-        return out.mean(dim=1) if self.pool == "avg" else out
+        refined = attend(heads, heads, heads, fused=self.fused_attn).transpose(1, 2).flatten(2)
+        refined = self.post_norm(refined)
+        return refined[:, 0] if self.pool == "token" else refined.mean(dim=1)

@@ -74,17 +74,28 @@ class AttentionPoolBase(nn.Module):
             nn.init.zeros_(self.proj.weight)
             nn.init.zeros_(self.proj.bias)
 
-    def reset(self, num_classes: int | None = None, pool_type: str | None = None, reset_other: bool = False) -> None:
-        """Project to another number of classes, 0 for none, or pool in another way; nothing else there is to reset."""
+    def reset(
+        self,
+        num_classes: int | None = None,
+        pool_type: str | None = None,
+        reset_other: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Project to another number of classes, 0 for none, or pool in another way; nothing else there is to reset.
+
+        The new projection is where and what the old weights are, unless device or dtype are given.
+        """
         if pool_type is not None:
             self.take_pool(pool_type)
         if num_classes is None:
             return
         some = (self.qkv if self.q is None else self.q).weight
         self.out_features = num_classes or self.embed_dim
-        self.proj = nn.Identity()
+        proj: nn.Module = nn.Identity()
         if num_classes > 0:
-            self.proj = nn.Linear(self.embed_dim, num_classes, device=some.device, dtype=some.dtype)
+            proj = nn.Linear(self.embed_dim, num_classes, device=device or some.device, dtype=dtype or some.dtype)
+        self.proj = proj.train(self.training)
 
     def tokens(self, x: torch.Tensor) -> torch.Tensor:
         """The map as tokens behind their mean, or behind the class token."""
@@ -97,10 +108,10 @@ class AttentionPoolBase(nn.Module):
 
     def project(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if self.q is None:
-            parts = self.qkv(tokens).chunk(3, dim=-1)
+            q, k, v = self.qkv(tokens).chunk(3, dim=-1)
         else:
-            parts = (self.q(tokens), self.k(tokens), self.v(tokens))
-        q, k, v = (part.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for part in parts)
+            q, k, v = self.q(tokens), self.k(tokens), self.v(tokens)
+        q, k, v = (part.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for part in (q, k, v))
         return q, k, v
 
     def finish(

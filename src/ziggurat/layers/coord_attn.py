@@ -56,7 +56,7 @@ class CoordAttn(nn.Module):
 
 
 class SimpleCoordAttn(nn.Module):
-    """Coordinate attention with linear layers and no norm. Maps (N, C, H, W) to the same shape."""
+    """Coordinate attention with linear layers, no norm, and one gate for both axes. Maps (N, C, H, W) to the same shape."""
 
     def __init__(
         self,
@@ -82,9 +82,8 @@ class SimpleCoordAttn(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = self.act(self.fc1(x.mean(dim=3).transpose(1, 2)))  # N, H, C
         columns = self.act(self.fc1(x.mean(dim=2).transpose(1, 2)))  # N, W, C
-        row_gate = self.gate(self.fc_h(rows).transpose(1, 2).unsqueeze(3))
-        column_gate = self.gate(self.fc_w(columns).transpose(1, 2).unsqueeze(2))
-        out = x * row_gate * column_gate
+        score = self.fc_h(rows).transpose(1, 2).unsqueeze(3) + self.fc_w(columns).transpose(1, 2).unsqueeze(2)
+        out = x * self.gate(score)
         return out + x if self.has_skip else out
 
 

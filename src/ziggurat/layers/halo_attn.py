@@ -53,10 +53,8 @@ class HaloAttn(nn.Module):
         stride: int = 1,
         num_heads: int = 8,
         dim_head: int | None = None,
-        block_size: int = 8,
-        halo_size: int = 3,
-        qk_ratio: float = 1.0,
-        qkv_bias: bool = False,
+        block_size: int = 8, halo_size: int = 3,
+        qk_ratio: float = 1.0, qkv_bias: bool = False,
         avg_down: bool = False,
         scale_pos_embed: bool = False,
     ) -> None:

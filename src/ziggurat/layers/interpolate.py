@@ -32,7 +32,7 @@ class RegularGridInterpolator:
             raise BadArgument(f"{len(points_to_interp)} coordinates for a function of {len(self.points)}")
         corners = []
         for axis, wanted in zip(self.points, points_to_interp):
-            wanted = wanted.clamp(axis[0], axis[-1])
+            wanted = wanted.clamp(axis[0], axis[-1]).contiguous()
             upper = torch.bucketize(wanted, axis).clamp(1, max(len(axis) - 1, 1)).clamp(max=len(axis) - 1)
             lower = (upper - 1).clamp(min=0)
             gap = axis[upper] - axis[lower]

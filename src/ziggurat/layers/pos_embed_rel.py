@@ -108,14 +108,14 @@ def resize_rel_pos_bias_table_levit(
     interpolation: str = "bicubic",
     antialias: bool = True,
 ) -> torch.Tensor:
-    """A table (heads, rows) of a square grid for another grid of shape (heads, new rows), by interpolation."""
-    heads, rows = position_bias_table.shape
-    if rows == new_size[1]:
+    """A table (rows, heads) of a square grid for another square grid, of shape (new rows, heads), by interpolation."""
+    rows, heads = position_bias_table.shape
+    if rows == new_size[0]:
         return position_bias_table
-    old, new = math.isqrt(rows), math.isqrt(new_size[1])
-    grid = position_bias_table.reshape(1, heads, old, old).float()
+    old, new = math.isqrt(rows), math.isqrt(new_size[0])
+    grid = position_bias_table.t().reshape(1, heads, old, old).float()
     grid = F.interpolate(grid, size=(new, new), mode=interpolation, antialias=antialias)
-    return grid.reshape(heads, new * new).to(position_bias_table.dtype)
+    return grid.reshape(heads, new * new).t().to(position_bias_table.dtype)
 
 
 def geometric_positions(old: int, new: int) -> torch.Tensor:
@@ -137,19 +137,29 @@ def geometric_positions(old: int, new: int) -> torch.Tensor:
     return torch.cat((-distance.flip(0), torch.zeros(1, dtype=torch.float64), distance))
 
 
+def spread_table(table: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """A table (high, wide, heads) at another size, linear between displacements in geometric steps."""
+    if tuple(table.shape[:2]) == tuple(size):
+        return table
+    known = [geometric_positions(old, new).float() for old, new in zip(table.shape, size)]
+    places = torch.meshgrid(*[torch.arange(n, dtype=torch.float32) - n // 2 for n in size], indexing="ij")
+    heads = [RegularGridInterpolator(known, head)(places) for head in table.float().cpu().unbind(-1)]
+    return torch.stack(heads, dim=-1).to(table)
+
+
 def resize_rel_pos_bias_table(
     rel_pos_bias: torch.Tensor,
     new_window_size: tuple[int, int],
     new_bias_shape: tuple[int, ...],
     old_window_size: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """A table (rows, heads) for another window, its old displacements spread in geometric steps and read linearly.
+    """A table for another window, its old displacements spread in geometric steps and read linearly.
 
-    Rows beyond the displacements, those of prefix tokens, stay as they are. Without `old_window_size` the old window is
+    It is (rows, heads), or (heads, 2H - 1, 2W - 1). Rows beyond the displacements, those of prefix tokens, stay as they are. Without `old_window_size` the old window is
     taken to be square.
     """
     if rel_pos_bias.ndim == 3:
-        return resize_rel_pos_bias_table_simple(rel_pos_bias, new_window_size, new_bias_shape)
+        return spread_table(rel_pos_bias.permute(1, 2, 0), new_bias_shape[1:]).permute(2, 0, 1).contiguous()
     size = (2 * new_window_size[0] - 1, 2 * new_window_size[1] - 1)
     extra = new_bias_shape[0] - size[0] * size[1]
     rows = rel_pos_bias.shape[0] - extra
@@ -159,24 +169,21 @@ def resize_rel_pos_bias_table(
         old = (2 * old_window_size[0] - 1, 2 * old_window_size[1] - 1)
     if old == size:
         return rel_pos_bias
-    known = [geometric_positions(o, n).float() for o, n in zip(old, size)]
-    wanted = [torch.arange(n, dtype=torch.float32) - n // 2 for n in size]
-    places = torch.meshgrid(*wanted, indexing="ij")
-    grid = rel_pos_bias[:rows].float().cpu().reshape(*old, -1)
-    heads = [RegularGridInterpolator(known, grid[..., head])(places).flatten() for head in range(grid.shape[-1])]
-    resized = torch.stack(heads, dim=-1).to(rel_pos_bias)
+    resized = spread_table(rel_pos_bias[:rows].reshape(*old, -1), size).flatten(0, 1)
     return torch.cat((resized, rel_pos_bias[rows:]), dim=0)
 
 
 class WindowBias(nn.Module):
-    """What the biases share: scores (N, heads, L, L) plus the bias, plus a shared one where it is given."""
+    """What the biases share: scores (N, heads, L, L) plus the bias.
+
+    A bias shared between blocks may be handed in, as to other kinds of bias; these have their own and leave it alone.
+    """
 
     def get_bias(self) -> torch.Tensor:
         raise NotImplementedError
 
     def forward(self, attn: torch.Tensor, shared_rel_pos: torch.Tensor | None = None) -> torch.Tensor:
-        attn = attn + self.get_bias()
-        return attn if shared_rel_pos is None else attn + shared_rel_pos
+        return attn + self.get_bias()
 
 
 class RelPosBias(WindowBias):
@@ -352,7 +359,7 @@ class RelPosBiasTf(WindowBias):
         self.take_window(window_size)
         table = self.relative_position_bias_table
         with torch.no_grad():
-            resized = resize_rel_pos_bias_table_simple(table, window_size, self.bias_shape)
+            resized = resize_rel_pos_bias_table(table, window_size, self.bias_shape)
         self.relative_position_bias_table = nn.Parameter(resized, requires_grad=table.requires_grad)
         self.init_non_persistent_buffers()
 

@@ -86,6 +86,7 @@ def bands_of(
     return freq_bands(num_bands, temperature=temperature, step=1, device=device)
 
 
+@traced_whole
 def frequency_dtype(dtype: torch.dtype | None) -> torch.dtype:
     """The dtype that frequencies are kept in: float32, or float64 where that is asked for."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -106,14 +107,15 @@ def build_sincos2d_pos_embed(
     """The fixed 2D embedding of ViTs (Chen et al. 2021, MoCo v3, arXiv 2104.02057), (H * W, dim).
 
     A quarter of the channels each for sine and cosine of row and column. `reverse_coord` takes the column first;
-    `interleave_sin_cos` alternates sine and cosine. Raises `BadArgument` where `dim` is no multiple of 4.
+    `interleave_sin_cos` keeps sine and cosine of a coordinate
+    together. Raises `BadArgument` where `dim` is no multiple of 4.
     """
     if dim % 4:
         raise BadArgument(f"dim={dim}: sine and cosine of two coordinates need a multiple of 4")
     order = list(feat_shape)[::-1] if reverse_coord else list(feat_shape)
     cells = build_grid(order, device=device).flatten(0, -2)
     angles = cells.unsqueeze(-1) * freq_bands(dim // 4, temperature=temperature, step=1, device=device)
-    waves = torch.stack((angles.sin(), angles.cos()), dim=2 if not interleave_sin_cos else 3)
+    waves = torch.stack((angles.sin(), angles.cos()), dim=2 if interleave_sin_cos else 1)
     return waves.flatten(1).to(dtype)
 
 
@@ -651,6 +653,7 @@ def get_mixed_grid(
     return cells[:, 0].clone(), cells[:, 1].clone()
 
 
+@traced_whole
 def get_mixed_freqs(
     freqs: torch.Tensor, t_x: torch.Tensor, t_y: torch.Tensor, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
