@@ -66,9 +66,9 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         width = rd_channels or (rd_round_fn or round)(in_chs * rd_ratio)
         self.conv_reduce = nn.Conv2d(in_chs, width, 1)
-        self.act1 = create_act_layer(force_act_layer or act_layer, inplace=True)
+        self.act1 = create_act_layer(force_act_layer or act_layer, inplace=True) or nn.Identity()
         self.conv_expand = nn.Conv2d(width, in_chs, 1)
-        self.gate = create_act_layer(gate_layer)
+        self.gate = create_act_layer(gate_layer) or nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         squeezed = self.act1(self.conv_reduce(x.mean((2, 3), keepdim=True)))
@@ -243,8 +243,8 @@ class InvertedResidual(Residual):
 class CondConvResidual(InvertedResidual):
     """An inverted residual whose kernels are mixed, for each image, from `num_experts`; `routing_fn` weighs them."""
 
-    def __init__(self, in_chs: int, out_chs: int, *args: Any, num_experts: int, **kwargs: Any) -> None:
-        super().__init__(in_chs, out_chs, *args, conv_kwargs=dict(num_experts=num_experts), **kwargs)
+    def __init__(self, in_chs: int, out_chs: int, num_experts: int, **kwargs: Any) -> None:
+        super().__init__(in_chs, out_chs, conv_kwargs=dict(num_experts=num_experts), **kwargs)
         self.routing_fn = nn.Linear(in_chs, num_experts)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -310,12 +310,12 @@ class UniversalInvertedResidual(Residual):
         dw_kernel_size_start: int = 0,
         dw_kernel_size_mid: int = 3,
         dw_kernel_size_end: int = 0,
+        exp_ratio: float = 1.0,
         stride: int = 1,
         dilation: int = 1,
         group_size: int = 1,
-        pad_type: PadType = "",
         noskip: bool = False,
-        exp_ratio: float = 1.0,
+        pad_type: PadType = "",
         act_layer: LayerType = nn.ReLU,
         norm_layer: LayerType = nn.BatchNorm2d,
         aa_layer: LayerType | None = None,
@@ -373,11 +373,12 @@ class MobileAttention(Residual):
     ) -> None:
         norm = get_norm_act_layer(norm_layer, act_layer)
         assert norm is not None
-        drops = dict(attn_drop=attn_drop, proj_drop=proj_drop)
+        plain_norm: Any = get_norm_layer(norm_layer)
+        drops: dict[str, Any] = dict(attn_drop=attn_drop, proj_drop=proj_drop)
         if use_multi_query:
             attn: nn.Module = MultiQueryAttention2d(
                 in_chs, out_chs, num_heads, key_dim, value_dim, query_strides, kv_stride, dw_kernel_size, dilation,
-                padding=pad_type, norm_layer=get_norm_layer(norm_layer), use_bias=use_bias, **drops,
+                padding=pad_type, norm_layer=plain_norm, use_bias=use_bias, **drops,
             )  # fmt: skip
         else:
             attn = Attention2d(in_chs, out_chs, num_heads, bias=use_bias, **drops)

@@ -27,7 +27,8 @@ from typing import Any
 from torch import nn
 
 from ..backbone import Backbone, Plan, Step
-from ..errors import BadArgument, nearest
+from ..errors import BadArgument
+from ..layers.attention2d import MultiQueryAttention2d
 from ..layers.cond_conv2d import CondConv2d
 from ..layers.create_act import get_act_layer
 from ..layers.create_attn import get_attn
@@ -52,6 +53,8 @@ BlockArgs = Sequence[Sequence[Any]]
 """Stages of blocks: words of the notation, or what `decode_arch_def` makes of them."""
 
 ACTIVATIONS = {"nre": "relu", "nr6": "relu6", "nhs": "hard_swish", "nsw": "swish", "nmi": "mish"}
+
+OPTIONS = ("r", "k", "s", "c", "e", "se", "gs", "cc", "a", "p", "fc", "d", "h", "v")
 
 BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "cn": ConvBnAct,
@@ -99,7 +102,7 @@ def decode_block(word: str) -> tuple[dict[str, Any], int]:
             skip = part == "skip"
         else:
             option = re.fullmatch(r"([a-z]+)([\d.]+)", part)
-            if option is None or option[1] not in ("r", "k", "s", "c", "e", "se", "gs", "cc", "a", "p", "fc", "d", "h", "v"):
+            if option is None or option[1] not in OPTIONS:
                 raise BadArgument(f"block {word!r}: {part!r} is no option of the notation; "
                                   f"see {__name__} for those there are")
             given[option[1]] = option[2]
@@ -274,8 +277,8 @@ class StageMaker:
         if args.get("force_in_chs"):
             options["force_in_chs"] = self.round_chs(args["force_in_chs"])
         if "se_ratio" in args:
-            options["se_layer"] = self.gate(args.pop("se_ratio"), 1.0 if self.se_from_exp else args.get("exp_ratio", 1.0),
-                                            4 if folds == 1 else 1)
+            expansion = 1.0 if self.se_from_exp else args.get("exp_ratio", 1.0)
+            options["se_layer"] = self.gate(args.pop("se_ratio"), expansion, 4 if folds == 1 else 1)
         if kind in ("uir", "mqa", "mha"):
             options["layer_scale_init_value"] = self.layer_scale_init_value
         if kind not in ("mqa", "mha"):
@@ -286,7 +289,9 @@ class StageMaker:
         """The channel gate for the middle of a block; `ratio` is to the block's own input channels, unfolded."""
         if not ratio or self.se_layer is None:
             return None
-        return partial(self.se_layer, rd_ratio=ratio / expansion / folded) if takes(self.se_layer, "rd_ratio") else self.se_layer
+        if not takes(self.se_layer, "rd_ratio"):
+            return self.se_layer
+        return partial(self.se_layer, rd_ratio=ratio / expansion / folded)
 
 
 class MobileBackbone(Backbone):
@@ -373,12 +378,12 @@ class MobileBackbone(Backbone):
             elif isinstance(module, nn.Linear):
                 fan = module.out_features + (module.in_features if name.endswith("routing_fn") else 0)
                 nn.init.uniform_(module.weight, -(fan**-0.5), fan**-0.5)
-            elif isinstance(module, nn.BatchNorm2d):
+            elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
                 nn.init.ones_(module.weight)
             else:
                 continue
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         for module in self.blocks.modules():
-            if hasattr(module, "init_weights"):
+            if isinstance(module, MultiQueryAttention2d):
                 module.init_weights()

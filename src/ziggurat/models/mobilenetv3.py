@@ -57,7 +57,7 @@ class MobileNetV3(MobileBackbone):
         if head_norm:
             norm = get_norm_act_layer(norm_layer, act_layer)
             assert norm is not None
-            self.norm_head = norm(num_features)
+            self.norm_head: nn.Module | None = norm(num_features)
         else:
             self.norm_head = create_act_layer(act_layer, inplace=True)
         self.make_head("classifier", hidden=num_features)
@@ -66,7 +66,7 @@ class MobileNetV3(MobileBackbone):
     def pool(self, x: Tensor) -> Tensor:
         """The pooled last level after the head's convolution; a map where nothing is pooled."""
         x = self.global_pool(x)
-        if self.conv_head is not None:
+        if self.conv_head is not None and self.norm_head is not None:
             x = self.norm_head(self.conv_head(x))
         return x.flatten(1) if self._pool_type else x
 
