@@ -144,6 +144,10 @@ class Backbone(nn.Module, metaclass=_Finished):
         """The published checkpoints that name this architecture's tensors otherwise, put under our names."""
         return state_dict
 
+    def runs_after(self, level: str) -> list[str]:
+        """Paths of modules that run after the level of the module at `level` though they are registered before it."""
+        return []
+
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the patch grid that an image of `height` x `width` pixels becomes (NLC layout)."""
         stride = self.plan.levels[-1]["reduction"]
@@ -472,7 +476,7 @@ class Backbone(nn.Module, metaclass=_Finished):
             later += [prefix + n for n in names[names.index(name) + 1 :] if owner._modules[n] is not None]
             prefix += name + "."
             owner = owner.get_submodule(name)
-        return later
+        return later + self.runs_after(path)
 
     def _drop(self, path: str, instead: nn.Module | None = None) -> None:
         owner_path, _, name = path.rpartition(".")
@@ -495,14 +499,29 @@ class Backbone(nn.Module, metaclass=_Finished):
         names = [name for name, _ in self.named_parameters()]
         inside = [i for i, name in enumerate(names) if re.match(by_stage, name)]
         heads = self._head_modules()
-        stem = dict.fromkeys(name.split(".")[0] for name in names[: inside[0]])
-        tail = dict.fromkeys(name.split(".")[0] for name in names[inside[-1] + 1 :] if name.split(".")[0] not in heads)
+        owner = names[inside[0]].split(".")[0]
+
+        def part(name: str) -> str:
+            # where stem and units share an owner ("features"), the owner says nothing
+            return ".".join(name.split(".")[: 2 if name.startswith(owner + ".") else 1])
+
+        stem = dict.fromkeys(map(part, names[: inside[0]]))
+        tail = dict.fromkeys(part(name) for name in names[inside[-1] + 1 :] if name.split(".")[0] not in heads)
+        joints: dict[str, float] = {}  # modules between stages, and the stage that each follows
+        stage = 0.0
+        for name in names[inside[0] : inside[-1]]:
+            found = re.match(by_stage, name)
+            if found:
+                stage = float(found[1])
+            else:
+                joints[part(name)] = stage
 
         def either(tops: dict[str, None]) -> str:
             return "^(?:" + "|".join(map(re.escape, tops)) + r")(?:\.|$)"
 
         blocks: list[tuple[str, Any]] = [] if coarse else [("^" + self.units, None)]
         blocks.append((by_stage, None))
+        blocks += [(either({path: None}), (follows, *MATCH_PREV_GROUP)) for path, follows in joints.items()]
         if tail:
             blocks.append((either(tail), MATCH_PREV_GROUP))
         return ({"stem": either(stem)} if stem else {}) | {"blocks": blocks}
