@@ -26,7 +26,7 @@ _ELSEWHERE = {
     "models._factory": "factory",
     "models._features": "backbone",
     "models._helpers": "weights.reading",
-    "models._hub": "weights.hub",
+    "models._hub": "compat.hub",
     "models._manipulate": "compat.manipulate",
     "models._pretrained": "weights.pretrained",
     "models._registry": "registry",

@@ -30,9 +30,9 @@ _PUBLIC = {
     **dict.fromkeys(("checkpoint_seq", "model_parameters", "named_apply"), "compat.manipulate"),
     **dict.fromkeys(("clean_state_dict", "load_checkpoint", "load_state_dict"), "weights.reading"),
     **dict.fromkeys(("adapt_input_conv",), "weights.adapting"),
-    **dict.fromkeys(("load_pretrained",), "weights.loading"),
+    **dict.fromkeys(("load_weights",), "weights.loading"),
     **dict.fromkeys(("load_model_config_from_hf", "load_state_dict_from_hf", "push_to_hf_hub", "save_for_hf"),
-                    "weights.hub"),
+                    "compat.hub"),
     **dict.fromkeys(("get_notrace_functions", "get_notrace_modules", "register_notrace_function",
                      "register_notrace_module"), "layers"),
 }
