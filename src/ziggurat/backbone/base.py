@@ -107,7 +107,7 @@ class Backbone(nn.Module, metaclass=_Finished):
 
     # ---------------------------------------------------------------- what a family says
 
-    def trunk(self, x: Tensor, **inputs: Any) -> Iterator[Tensor]:
+    def trunk(self, x: Tensor, *args: Any, **inputs: Any) -> Iterator[Tensor]:
         """Yields each level of the image batch `x` (B C H W) as it is made, and last what the head reads.
 
         Where the last level itself is what the head reads, it is not yielded again.
