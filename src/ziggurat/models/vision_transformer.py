@@ -382,7 +382,8 @@ class VisionTransformer(Backbone):
       `dynamic_img_size` interpolates the positions for each image; then sides must be multiples of the patch's,
       unless `dynamic_img_pad` pads them.
     - `global_pool`: 'token' takes the class token; 'avg', 'max' and 'avgmax' pool the patches (all tokens with
-      `pool_include_prefix`), 'map' and 'prr' pool by attention; '' leaves the tokens.
+      `pool_include_prefix`), 'map' and 'prr' pool by attention (`AttentionPoolLatent`, `AttentionPoolPrr`); '' leaves
+      the tokens.
     - `embed_dim`, `depth`, `num_heads`, `mlp_ratio`: width, blocks, attention heads, hidden width over width.
     - `class_token`, `reg_tokens`: a class token, and how many registers, before the patches.
     - `pos_embed`: 'learn' or 'none'; `no_embed_class`: positions are for the patches only.
@@ -478,7 +479,8 @@ class VisionTransformer(Backbone):
         self._new_pool = {
             "map": partial(AttentionPoolLatent, embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, norm_layer=norm,
                            act_layer=act),
-            "prr": partial(AttentionPoolPrr, embed_dim, num_heads=num_heads, norm_layer=norm),
+            "prr": partial(AttentionPoolPrr, embed_dim, num_heads=num_heads, norm_layer=norm,
+                           pool_type="token" if class_token else "avg"),
         }  # fmt: skip
 
         embed = dict(strict_img_size=False, output_fmt="NHWC") if dynamic_img_size else {}
@@ -610,7 +612,8 @@ class VisionTransformer(Backbone):
 
     def pool(self, x: Tensor) -> Any:
         if self.attn_pool is not None:
-            x = self.attn_pool(x if self.pool_include_prefix else x[:, self.num_prefix_tokens :])
+            reads_all = self.pool_include_prefix or self.global_pool == "prr"
+            x = self.attn_pool(x if reads_all else x[:, self.num_prefix_tokens :])
         else:
             x = global_pool_nlc(x, self.global_pool, self.num_prefix_tokens, self.pool_include_prefix)
         return self.fc_norm(x)
