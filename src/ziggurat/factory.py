@@ -125,7 +125,9 @@ def build_model_with_cfg(
         raise SourceUnavailable(f"No pretrained weights exist for {variant}: use pretrained=False or checkpoint_path=")
     for unwanted in kwargs_filter or ():
         kwargs.pop(unwanted, None)
-    kwargs = {**_defaults(model_cls, cfg), **kwargs}
+    # what the published weights were trained with, where that is not what the architecture starts from
+    trained_with = kwargs.pop("trained_with", {})
+    kwargs = {**_defaults(model_cls, cfg), **(trained_with if pretrained else {}), **kwargs}
     is_pruned = kwargs.pop("pruned", False)  # a variant with channels of its own; see backbone/pruned.py
     _check_arguments(model_cls, variant, kwargs)
     args = () if model_cfg is None else (model_cfg,)
