@@ -175,7 +175,8 @@ class ParallelThingsBlock(nn.Module):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         total = x
-        for norm, attn, scale, drop in self.attns:
+        for branch in self.attns:
+            norm, attn, scale, drop = branch.children()
             total = total + drop(scale(attn(norm(x), attn_mask=attn_mask, is_causal=is_causal)))
         x = total
         for branch in self.ffns:
@@ -274,12 +275,13 @@ class DiffParallelScalingBlock(ParallelScalingBlock):
     `dual_lambda` learns two numbers instead of four vectors; see `DiffAttention`.
     """
 
-    subtracted = DiffAttention.subtracted
-    set_lambda_init = DiffAttention.set_lambda_init
+    lambda_init: float
+    subtracted: Callable[..., Any] = DiffAttention.subtracted
+    set_lambda_init: Callable[..., Any] = DiffAttention.set_lambda_init
 
     def __init__(self, *args: Any, depth: int = 0, dual_lambda: bool = False, **kwargs: Any) -> None:
         self.dual_lambda = dual_lambda
-        super().__init__(*args, depth=depth, fuse_out_proj=True, **kwargs)
+        super().__init__(*args, **kwargs, fuse_out_proj=True)  # type: ignore[misc]
         self.set_lambda_init(depth)
         self.reset_parameters()
 
@@ -361,7 +363,7 @@ def init_moco(module: nn.Module, name: str, head_bias: float = 0.0) -> None:
 def init_torch(module: nn.Module, name: str, head_bias: float = 0.0) -> None:
     """PyTorch's defaults throughout."""
     if hasattr(module, "reset_parameters"):
-        module.reset_parameters()
+        module.reset_parameters()  # type: ignore[operator]
 
 
 INITS: dict[str, Callable[..., None]] = {
@@ -409,6 +411,13 @@ class VisionTransformer(Backbone):
     default_out_indices = 3
     not_decayed = frozenset({"pos_embed", "cls_token", "reg_token", "dist_token"})
     head_modules = ("attn_pool", "fc_norm")
+
+    patch_embed: Any
+    cls_token: nn.Parameter | None
+    reg_token: nn.Parameter | None
+    pos_embed: nn.Parameter | None
+    global_pool: Any
+    attn_pool: Any
 
     pools: ClassVar[tuple[str, ...]] = POOLS
     special_tokens: ClassVar[dict[str, int]] = {}
@@ -462,7 +471,7 @@ class VisionTransformer(Backbone):
             raise BadArgument(f"pos_embed={pos_embed!r}: give 'learn' or 'none'")
         if weight_init not in (*INITS, "skip"):
             raise BadArgument(f"weight_init={weight_init!r}: give one of {', '.join(map(repr, (*INITS, 'skip')))}")
-        norm = get_norm_layer(norm_layer) or LayerNorm
+        norm: Any = get_norm_layer(norm_layer) or LayerNorm
         act = get_act_layer(act_layer) or nn.GELU
         self.embed_dim = embed_dim
         self.num_reg_tokens = reg_tokens
@@ -472,11 +481,11 @@ class VisionTransformer(Backbone):
         self.dynamic_img_size = dynamic_img_size
         self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
         self.fix_init = fix_init
-        self.resampling = dict(interpolation="bicubic", antialias=True) | dict(resampling or {})
+        self.resampling: dict[str, Any] = dict(interpolation="bicubic", antialias=True) | dict(resampling or {})
         tokens = {"cls": int(class_token), **self.special_tokens, "registers": reg_tokens}
         self.prefix_tokens = {name: count for name, count in tokens.items() if count}
         self._check_pool(global_pool)
-        self._new_pool = {
+        self._new_pool: dict[str, Callable[[], nn.Module]] = {
             "map": partial(AttentionPoolLatent, embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, norm_layer=norm,
                            act_layer=act),
             "prr": partial(AttentionPoolPrr, embed_dim, num_heads=num_heads, norm_layer=norm,
@@ -486,7 +495,7 @@ class VisionTransformer(Backbone):
         embed = dict(strict_img_size=False, output_fmt="NHWC") if dynamic_img_size else {}
         if embed_norm_layer is not None:
             embed["norm_layer"] = get_norm_layer(embed_norm_layer)
-        self.patch_embed: Any = embed_layer(
+        self.patch_embed = embed_layer(
             img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim,
             bias=not pre_norm, dynamic_img_pad=dynamic_img_pad, **embed,
         )  # fmt: skip
@@ -562,7 +571,7 @@ class VisionTransformer(Backbone):
     def embed_tokens(self, x: Tensor) -> Tensor:
         """Prefix tokens and patches of the images, with their positions (B N C)."""
         x = self.patch_embed(x)
-        positions = self.pos_embed
+        positions: Tensor | None = self.pos_embed
         if self.dynamic_img_size:
             if positions is not None:
                 positions = self._resized_positions(positions, self.patch_embed.grid_size, x.shape[1:3])
