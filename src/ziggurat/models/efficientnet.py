@@ -374,7 +374,7 @@ family = Family(EfficientNet, {
     "semnasnet_100": MNAS_A1,
     "semnasnet_140": MNAS_A1 | dict(channel_multiplier=1.4),
     "spnasnet_100": dict(block_args=SPNAS_BLOCKS),
-    "fbnetc_100": dict(block_args=FBNET_C_BLOCKS, stem_size=16, num_features=1984),
+    "fbnetc_100": dict(block_args=FBNET_C_BLOCKS, stem_size=16, num_features=1984, trained_with=dict(bn_eps=1e-3)),
 
     "efficientnet_b0": EFF,
     "efficientnet_b1": EFF | B1,
