@@ -5,6 +5,7 @@ ZigguratError
 ├── UnknownTag              (also LookupError)   the architecture exists, the pretrained tag does not
 ├── BadArgument             (also ValueError)    an argument has a value that cannot work
 │   ├── UnsupportedStride                        a stride that the architecture lacks
+│   ├── UnsupportedPooling  (also AssertionError)  a pooling whose width the head cannot take
 │   ├── UnreadableImage                          an image source that yields no picture
 │   └── UnknownArgument     (also TypeError)     an argument that the architecture does not take
 ├── CheckpointMismatch      (also RuntimeError)  a checkpoint's keys or shapes are not the model's
@@ -28,6 +29,7 @@ __all__ = [
     "UnknownTag",
     "UnreadableImage",
     "UnsafeCheckpoint",
+    "UnsupportedPooling",
     "UnsupportedStride",
     "ZigguratError",
     "nearest",
@@ -55,6 +57,10 @@ class BadArgument(ZigguratError, ValueError):
 
 class UnsupportedStride(BadArgument):
     """A stride that the architecture does not have."""
+
+
+class UnsupportedPooling(BadArgument, AssertionError):
+    """A pooling that changes the width in front of layers that were made for another. (timm asserts.)"""
 
 
 class UnknownArgument(BadArgument, TypeError):

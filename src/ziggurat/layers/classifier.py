@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ziggurat.errors import BadArgument
+from ziggurat.errors import BadArgument, UnsupportedPooling
 
 from .adaptive_avgmax_pool import SelectAdaptivePool2d
 from .create_act import create_act_layer
@@ -226,7 +226,9 @@ class NormMlpClassifierHead(_MlpHead):
     def _pool(self, pool_type: str) -> SelectAdaptivePool2d:
         pool = SelectAdaptivePool2d(pool_type=pool_type)
         if pool.feat_mult() != 1:
-            raise BadArgument(f"pooling {pool_type!r} changes the width that the norm expects: use avg, max or avgmax")
+            raise UnsupportedPooling(
+                f"pooling {pool_type!r} changes the width that the norm expects: use avg, max or avgmax"
+            )
         return pool
 
     def change_pool(self, pool_type: str, place: dict[str, Any]) -> None:
@@ -280,7 +282,9 @@ class ClNormMlpClassifierHead(_MlpHead):
 
     def change_pool(self, pool_type: str, place: dict[str, Any]) -> None:
         if pool_type not in ("", "avg", "max", "avgmax"):
-            raise BadArgument(f"no pooling {pool_type!r} of maps with channels last: use '' or one of avg, max, avgmax")
+            raise UnsupportedPooling(
+                f"no pooling {pool_type!r} of maps with channels last: use '' or one of avg, max, avgmax"
+            )
         self.pool_type = pool_type
 
     def pool(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..backbone import Family
-from ..errors import BadArgument
+from ..errors import UnsupportedPooling
 from ..layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from ..layers.create_act import create_act_layer
 from ..layers.create_norm_act import get_norm_act_layer
@@ -74,8 +74,8 @@ class MobileNetV3(MobileBackbone):
     def set_pool(self, global_pool: str) -> None:
         pool = SelectAdaptivePool2d(pool_type=global_pool)
         if self.conv_head is not None and pool.feat_mult() != self.global_pool.feat_mult():
-            raise BadArgument(f"global_pool={global_pool!r} changes the width that conv_head reads; create the model "
-                              "with it, or take one of avg, max and avgmax")
+            raise UnsupportedPooling(f"global_pool={global_pool!r} changes the width that conv_head reads; create the "
+                                     "model with it, or take one of avg, max and avgmax")
         self.global_pool = pool
 
     def drop_head(self) -> None:
