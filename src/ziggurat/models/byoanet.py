@@ -42,8 +42,18 @@ RX26 = T | S | ECA | dict(blocks=(
 R33 = T | S | STRIDED | SE | dict(num_features=1280, blocks=(
     bottle(2, 256, stride=1, ratio=0.25), mixed(3, 512, {2}), mixed(3, 1024, {2}),
     attended(2, 1536, ratio=0.333)))  # fmt: skip
-R50 = T | S | dict(blocks=(
-    bottle(3, 256, stride=1, ratio=0.25), mixed(4, 512, {3}), mixed(6, 1024, {1, 3, 5}), mixed(3, 2048, {1})))
+R50 = (
+    T
+    | S
+    | dict(
+        blocks=(
+            bottle(3, 256, stride=1, ratio=0.25),
+            mixed(4, 512, {3}),
+            mixed(6, 1024, {1, 3, 5}),
+            mixed(3, 2048, {1}),
+        )
+    )
+)
 
 # in mixtures each stage has its own kind of attention
 LAMBDA_STAGE = dict(self_attn_layer="lambda", self_attn_kwargs=dict(r=13))

@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -177,7 +178,7 @@ class ResidualBlock(nn.Module):
 def reset_attention(block: nn.Module) -> None:
     """Draws the attention layers of a block as they would by themselves."""
     for name in ("attn", "attn_last", "self_attn"):
-        layer = getattr(block, name, None)
+        layer: Any = getattr(block, name, None)
         if hasattr(layer, "reset_parameters"):
             layer.reset_parameters()
 
@@ -268,8 +269,19 @@ class SelfAttnBlock(ResidualBlock):
         if kit.self_attn is None:
             raise BadArgument("a self_attn block needs a layer: give self_attn_layer='halo', 'lambda' or 'bottleneck'")
         mid_chs = spec.middle(in_chs, out_chs, bottle_in)
-        convolved = kit.conv(mid_chs, mid_chs, kernel_size, stride=step.stride, dilation=step.first_dilation,
-                             groups=spec.groups(mid_chs), drop_layer=kit.drop_block) if extra_conv else None
+        convolved = (
+            kit.conv(
+                mid_chs,
+                mid_chs,
+                kernel_size,
+                stride=step.stride,
+                dilation=step.first_dilation,
+                groups=spec.groups(mid_chs),
+                drop_layer=kit.drop_block,
+            )
+            if extra_conv
+            else None
+        )
         layers = dict(
             conv1_1x1=kit.conv(in_chs, mid_chs, 1),
             conv2_kxk=convolved,
@@ -289,6 +301,7 @@ class ParallelBlock(nn.Module):
 
     reparam_conv: nn.Conv2d | None
     identity: nn.Module | None
+    drop_path: DropPath
     attn: nn.Module | None
 
     def open(self, in_chs: int, out_chs: int, step: Step, kit: Kit) -> None:
@@ -299,11 +312,12 @@ class ParallelBlock(nn.Module):
 
     def close(self, out_chs: int, kit: Kit) -> None:
         """Registers what follows the branches."""
-        self.drop_path: nn.Module | None = DropPath() if self.identity is not None else None
+        if self.identity is not None:
+            self.drop_path = DropPath()
         self.attn = kit.gate(out_chs)
         self.act = kit.act(inplace=True)
 
-    def branches(self) -> list[ConvNormAct]:
+    def branches(self) -> list[Any]:
         """The convolutions, a spatial one first."""
         raise NotImplementedError
 
@@ -333,31 +347,32 @@ class ParallelBlock(nn.Module):
         """
         if self.reparam_conv is not None:
             return
-        branches = self.branches()
-        like = branches[0].conv
-        centre = F.pad(torch.ones(1, 1, 1, 1), [like.kernel_size[0] // 2] * 4).to(like.weight)
-        folded = [fold(b.conv.weight if b.conv.kernel_size == like.kernel_size else b.conv.weight * centre, b.bn)
-                  for b in branches]
+        like: Any = self.branches()[0].conv
+        centre = F.pad(like.weight.new_ones(1, 1, 1, 1), [like.kernel_size[0] // 2] * 4)
+        folded = []
+        for branch in self.branches():
+            conv: Any = branch.conv
+            fits = conv.kernel_size == like.kernel_size
+            folded.append(fold(conv.weight if fits else conv.weight * centre, branch.bn))
         if self.identity is not None:
-            within = like.in_channels // like.groups
-            kernel = torch.eye(within, device=like.weight.device).repeat(like.groups, 1)[:, :, None, None]
-            folded.append(fold(kernel * centre, self.identity))
-        fused = nn.Conv2d(like.in_channels, like.out_channels, like.kernel_size, like.stride, like.padding,
-                          like.dilation, like.groups, device=like.weight.device, dtype=like.weight.dtype)
-        fused.weight.copy_(sum(kernel for kernel, _ in folded))
-        fused.bias.copy_(sum(bias for _, bias in folded))
-        names = [name for name, _ in self.named_children() if name not in ("attn", "act")]
-        for name in names:
+            one_group = torch.eye(like.in_channels // like.groups, device=like.weight.device)
+            folded.append(fold(one_group.repeat(like.groups, 1)[:, :, None, None] * centre, self.identity))
+        fused: Any = nn.Conv2d(like.in_channels, like.out_channels, like.kernel_size, like.stride, like.padding,
+                          like.dilation, like.groups).to(like.weight)  # fmt: skip
+        fused.weight.copy_(torch.stack([kernel for kernel, _ in folded]).sum(0))
+        fused.bias.copy_(torch.stack([bias for _, bias in folded]).sum(0))
+        for name in [name for name, _ in self.named_children() if name not in ("attn", "act")]:
             delattr(self, name)
-        self.identity = self.drop_path = None
+        self.identity = None
         self.reparam_conv = fused.train(self.training)
 
 
-def fold(kernel: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+def fold(kernel: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
     """Kernel and bias, in double precision, of a convolution without bias followed by a batch norm in evaluation."""
-    if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
-        raise BadArgument(f"{type(norm).__name__} cannot be folded into a convolution: use batch norms that have "
-                          "running statistics")
+    if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None or norm.running_mean is None:
+        raise BadArgument(
+            f"{type(norm).__name__} cannot be folded into a convolution: use batch norms that have running statistics"
+        )
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return kernel.double() * scale[:, None, None, None], norm.bias.double() - norm.running_mean.double() * scale
 
@@ -365,9 +380,7 @@ def fold(kernel: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
 class RepVggBlock(ParallelBlock):
     """A spatial convolution, a 1x1 and the identity, side by side."""
 
-    def __init__(
-        self, in_chs: int, out_chs: int, step: Step, spec: Blocks, kit: Kit, *, kernel_size: int = 3
-    ) -> None:
+    def __init__(self, in_chs: int, out_chs: int, step: Step, spec: Blocks, kit: Kit, *, kernel_size: int = 3) -> None:
         super().__init__()
         self.open(in_chs, out_chs, step, kit)
         conv = partial(kit.conv, in_chs, out_chs, stride=step.stride, groups=spec.groups(in_chs), apply_act=False)
@@ -375,7 +388,7 @@ class RepVggBlock(ParallelBlock):
         self.conv_1x1 = conv(kernel_size=1)
         self.close(out_chs, kit)
 
-    def branches(self) -> list[ConvNormAct]:
+    def branches(self) -> list[Any]:
         return [self.conv_kxk, self.conv_1x1]
 
     def init_weights(self, zero_init_last: bool) -> None:
@@ -403,7 +416,7 @@ class MobileOneBlock(ParallelBlock):
         self.conv_scale = conv(kernel_size=1) if kernel_size > 1 else None
         self.close(out_chs, kit)
 
-    def branches(self) -> list[ConvNormAct]:
+    def branches(self) -> list[Any]:
         return [*self.conv_kxk, *([] if self.conv_scale is None else [self.conv_scale])]
 
 
@@ -455,7 +468,7 @@ class Stem(nn.Sequential):
 
 def rounded(width: float) -> int:
     """The nearest whole number of channels."""
-    return int(round(width))
+    return round(width)
 
 
 class ByobNet(Backbone):
@@ -522,7 +535,8 @@ class ByobNet(Backbone):
         act = get_act_layer(act_layer)
         conv = partial(ConvNormAct, norm_layer=norm_layer, act_layer=act)
         norm_act = get_norm_act_layer(norm_layer, act)
-        assert act is not None and norm_act is not None
+        assert act is not None
+        assert norm_act is not None
         kit = Kit(conv, norm_act, act, downsample=downsample)
         stem_chs = [stem_chs] if isinstance(stem_chs, int) else list(stem_chs)
         width, module = self._make_stem(stem_type, stem_pool or "", [rounded(c * width_factor) for c in stem_chs],
@@ -543,7 +557,7 @@ class ByobNet(Backbone):
                 kit = replace(kit, drop_block=partial(DropBlock2d, drop_prob=drop_block_rate, block_size=size,
                                                       gamma_scale=scale))  # fmt: skip
             stage = nn.Sequential()
-            for run in (run for run in runs for _ in range(run.depth)):
+            for run in chain.from_iterable([r] * r.depth for r in runs):
                 out_chs = make_divisible(run.width * width_factor)
                 options = whole.block_kwargs if run.block_kwargs is None else run.block_kwargs
                 stage.append(KINDS[run.kind](width, out_chs, step, run, fitted(kit, run, whole, side),
@@ -561,7 +575,7 @@ class ByobNet(Backbone):
         self.plan.mark(width, "final_conv")
         self.tapped = frozenset(level["module"] for level in self.plan.levels)
         if head_type == "mlp":
-            self.head: nn.Module = NormMlpClassifierHead(
+            self.head: Any = NormMlpClassifierHead(
                 width, num_classes, hidden_size=head_hidden_size, pool_type=global_pool, drop_rate=self.drop_rate,
                 norm_layer=norm_layer, act_layer=act_layer,
             )  # fmt: skip
@@ -602,7 +616,7 @@ class ByobNet(Backbone):
         return width, f"stem.{stem.last}" if isinstance(stem, Stem) else "stem"
 
     @staticmethod
-    def _attention_pool(head_type: str, side: tuple[int, ...] | None) -> Maker:
+    def _attention_pool(head_type: str, side: Any) -> Maker:
         if head_type == "attn_abs":
             return partial(AttentionPool2d, feat_size=side)
         return RotAttentionPool2d if side is None else partial(RotAttentionPool2d, ref_feat_size=side)
@@ -627,7 +641,7 @@ class ByobNet(Backbone):
         if isinstance(self.head, (AttentionPool2d, RotAttentionPool2d)):
             self.head.init_weights()
 
-    def trunk(self, x: Tensor) -> Iterator[Tensor]:
+    def trunk(self, x: Tensor) -> Iterator[Tensor]:  # type: ignore[override]
         if isinstance(self.stem, Stem):
             for name, layer in self.stem.named_children():
                 x = layer(x)
@@ -654,7 +668,7 @@ class ByobNet(Backbone):
     def remap_checkpoint(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Takes CLIP's visual tower (OpenAI, OpenCLIP) and the authors' RepVGG and MobileOne checkpoints."""
         if "visual.conv1.weight" in state_dict:
-            visual = {key[len("visual."):]: value for key, value in state_dict.items() if key.startswith("visual.")}
+            visual = {key[len("visual.") :]: value for key, value in state_dict.items() if key.startswith("visual.")}
             renamed = {renamed_key(key, CLIP_NAMES): value for key, value in visual.items()}
             pooled = isinstance(self.head, AttentionPool2d)
             return {key: value for key, value in renamed.items() if pooled or not key.startswith("head.")}

@@ -1,0 +1,66 @@
+"""Networks with self-attention on ByobNet's blocks: each kind of attention against timm, and image sizes."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+import ziggurat
+from parity.oracle import TOLERANCE, difference, redraw
+from ziggurat.errors import BadArgument
+from ziggurat.models.byoanet import family
+
+
+@pytest.mark.parametrize("name, kwargs", [
+    ("eca_halonext26ts", {}),
+    ("haloregnetz_b", {}),  # blocks of 7
+    ("eca_botnext26ts_256", dict(img_size=128)),
+    ("lambda_resnet26t", {}),
+    ("lambda_resnet26rpt_256", dict(img_size=128)),
+])  # fmt: skip
+def test_scores_are_timms(name, kwargs):
+    size = kwargs.get("img_size", {"haloregnetz_b": 224, "eca_halonext26ts": 256}.get(name, 128))
+    theirs, ours = timm.create_model(name, **kwargs).eval(), ziggurat.create_model(name, **kwargs).eval()
+    redraw(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert difference(ours(x), theirs(x)) <= TOLERANCE
+
+
+def test_halonet50ts_as_the_issue_describes_it():
+    model = ziggurat.create_model("halonet50ts").eval()
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(22.7e6, rel=0.01)
+    x = torch.randn(1, 3, 256, 256)
+    with torch.no_grad():
+        last, levels = model.forward_intermediates(x)
+        pooled = model.forward_head(last, pre_logits=True)
+    assert [(m.shape[1], m.shape[2]) for m in levels] == [(64, 128), (256, 64), (512, 32), (1024, 16), (2048, 8)]
+    assert ziggurat.model_info("halonet50ts")["macs"] == pytest.approx(5.3e9, rel=0.01)
+    model.reset_classifier(0)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), pooled)
+
+
+def test_positions_are_learned_for_one_image_size():
+    with torch.device("meta"):
+        small = ziggurat.create_model("botnet26t_256", img_size=128)
+        native = ziggurat.create_model("botnet26t_256")
+    key = "stages.3.1.self_attn.pos_embed.height_rel"
+    assert small.state_dict()[key].shape[0] == 2 * 4 - 1
+    assert native.state_dict()[key].shape[0] == 2 * 8 - 1
+    cls, row = family["botnet26t_256"]
+    with pytest.raises(BadArgument, match="img_size"):
+        cls(**row)
+
+
+def test_halo_attention_names_the_sizes_it_takes():
+    model = ziggurat.create_model("halonet26t").eval()
+    with pytest.raises(BadArgument, match="block"):
+        model(torch.randn(1, 3, 96, 96))
+
+
+def test_a_self_attention_block_needs_a_layer():
+    with pytest.raises(BadArgument, match="self_attn_layer"), torch.device("meta"):
+        ziggurat.create_model("halonet26t", self_attn_layer="")
