@@ -19,8 +19,8 @@ class GlobalContext(nn.Module):
     """The global context block (Cao et al. 2019, arXiv 1904.11492). Maps (N, C, H, W) to the same shape.
 
     The summary is a softmax-weighted mean of the positions (`use_attn`) or the plain mean. It scales the map
-    (`fuse_scale`, through the gate), is added to it (`fuse_add`), or both. `init_last_zero` starts the additive path
-    at nothing.
+    (`fuse_scale`, through the gate), is added to it (`fuse_add`), or both. The additive path starts at nothing;
+    `init_last_zero` is accepted and changes nothing, as in the published networks.
     """
 
     def __init__(
@@ -41,13 +41,12 @@ class GlobalContext(nn.Module):
         self.mlp_add = ConvMlp(channels, width, act_layer=act_layer, norm_layer=LayerNorm2d) if fuse_add else None
         self.mlp_scale = ConvMlp(channels, width, act_layer=act_layer, norm_layer=LayerNorm2d) if fuse_scale else None
         self.gate = create_act_layer(gate_layer)
-        self.init_last_zero = init_last_zero
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         if self.conv_attn is not None:
             nn.init.kaiming_normal_(self.conv_attn.weight, mode="fan_in", nonlinearity="relu")
-        if self.mlp_add is not None and self.init_last_zero:
+        if self.mlp_add is not None:
             nn.init.zeros_(self.mlp_add.fc2.weight)
 
     def context(self, x: torch.Tensor) -> torch.Tensor:
