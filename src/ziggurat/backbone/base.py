@@ -396,12 +396,18 @@ class Backbone(nn.Module, metaclass=_Finished):
         return found[0] if len(found) == 1 else found
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier of `num_classes` (0 removes it), with another pooling if `global_pool` is given."""
+        """A fresh classifier of `num_classes` (0 removes it), with another pooling if `global_pool` is given.
+
+        Where pooling was off and the classifier needs it, it is average pooling from here on.
+        """
         like = next(self.parameters())
         self.num_classes = num_classes
+        head = self._classifier_head()
+        takes_maps = self.layout == "NLC" or getattr(head, "use_conv", False)
+        if num_classes and global_pool is None and not self._pool_type and not takes_maps:
+            global_pool = "avg"
         if global_pool is not None:
             self._pool_type = global_pool
-        head = self._classifier_head()
         with like.device:
             if head is not None:
                 fits = dict(in_features=self.num_features) if isinstance(head, ClassifierHead) else {}

@@ -120,17 +120,15 @@ class SENet(Backbone):
         layers: Sequence[int],
         groups: int = 1,
         reduction: int = 16,
-        drop_rate: float = 0.2,
-        in_chans: int = 3,
         inplanes: int = 64,
         input_3x3: bool = False,
         downsample_kernel_size: int = 1,
         downsample_padding: int = 0,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
+        in_chans: int = 3,
+        drop_rate: float = 0.2,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, in_chans, global_pool, drop_rate=drop_rate, **kwargs)
+        super().__init__(in_chans=in_chans, drop_rate=drop_rate, **kwargs)
         stem: OrderedDict[str, nn.Module] = OrderedDict()
         convs = [(64, 3, 2), (64, 3, 1), (inplanes, 3, 1)] if input_3x3 else [(inplanes, 7, 2)]
         width = in_chans
