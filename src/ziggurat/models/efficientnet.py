@@ -70,6 +70,32 @@ class EfficientNet(MobileBackbone):
         if self.conv_head is not None:
             yield self.bn2(self.conv_head(x))
 
+    def remap_checkpoint(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Puts checkpoints of the package efficientnet-pytorch, which counts blocks through all stages, under our names."""
+        if "_conv_stem.weight" not in state_dict:
+            return state_dict
+        places = [f"blocks.{i}.{j}" for i, stage in enumerate(self.blocks) for j in range(len(stage))]
+        remapped = {}
+        for key, value in state_dict.items():
+            layer, _, rest = key.partition(".")
+            names, place = OUTER, ""
+            if layer == "_blocks":
+                number, layer, rest = rest.split(".", 2)
+                if int(number) >= len(places):
+                    names = {}  # stays as it is, for the loader to complain of, or to pass over if the model is pruned
+                else:
+                    expands = f"_blocks.{number}._expand_conv.weight" in state_dict
+                    names, place = EXPANDING if expands else SEPARABLE, f"{places[int(number)]}."
+            remapped[f"{place}{names[layer]}.{rest}" if layer in names else key] = value
+        return remapped
+
+
+# what efficientnet-pytorch calls the layers: outside of blocks, in an inverted residual, in a depthwise separable block
+OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+GATE = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+EXPANDING = GATE | {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+                    "_project_conv": "conv_pwl", "_bn2": "bn3"}
+SEPARABLE = GATE | {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 
 MOBILE_V1_BLOCKS = (
     "dsa_r1_k3_s1_c64",

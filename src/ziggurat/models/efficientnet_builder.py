@@ -94,10 +94,11 @@ def decode_block(word: str) -> tuple[dict[str, Any], int]:
     if kind not in BLOCKS:
         raise BadArgument(f"block {word!r}: no kind {kind!r}; there are {', '.join(BLOCKS)}")
     given: dict[str, str] = {}
-    act_layer, skip = None, None
+    act_layer: LayerType | None = None
+    skip = None
     for part in parts:
         if part in ACTIVATIONS:
-            act_layer = ACTIVATIONS[part]
+            act_layer = get_act_layer(ACTIVATIONS[part])
         elif part in ("skip", "noskip"):
             skip = part == "skip"
         else:
@@ -265,11 +266,12 @@ class StageMaker:
     def block(self, in_chs: int, args: dict[str, Any], step: Step) -> tuple[nn.Module, int]:
         """One block and the channels that it puts out."""
         args = dict(args)
+        act_layer = args.pop("act_layer", None)
         kind = args.pop("block_type")
         make = CondConvResidual if "num_experts" in args else BLOCKS[kind]
         options = dict(self.common, stride=step.stride, dilation=step.first_dilation)
-        if args["act_layer"] is not None:
-            options["act_layer"] = get_act_layer(args["act_layer"])
+        if act_layer is not None:
+            options["act_layer"] = act_layer
         folds = args.get("s2d", 0)
         if folds == 1:
             self.plan.spend(2)
