@@ -78,7 +78,7 @@ def pyramid_picture(image: Image.Image, levels: Sequence[tuple[int, Tensor]], ti
         draw.text((MARGIN, MARGIN - 6), title, INK, large)
     top = MARGIN + head
     draw.text((MARGIN, top), "input", INK, normal)
-    draw.text((MARGIN, top + 19), f"{image.height} × {image.width} px", FAINT, small)
+    draw.text((MARGIN, top + 19), f"{image.height} x {image.width} px", FAINT, small)
     page.paste(_fitted(image, Image.Resampling.LANCZOS), (MARGIN, top + label))
     below = top + label + TILE + GAP
     draw.text((MARGIN, below), "above", INK, normal)
@@ -99,7 +99,7 @@ def pyramid_picture(image: Image.Image, levels: Sequence[tuple[int, Tensor]], ti
         left = MARGIN + TILE + 2 * GAP + index % columns * (TILE + GAP)
         y = top + index // columns * (band + 2 * GAP)
         draw.text((left, y), f"level {index}, stride {stride}", INK, normal)
-        draw.text((left, y + 19), f"{channels} channels, {height} × {width}", FAINT, small)
+        draw.text((left, y + 19), f"{channels} channels, {height} x {width}", FAINT, small)
         # nearest: the steps are the pyramid's, and hiding them would show a resolution that is not there
         page.paste(_fitted(pca_rgb(level), Image.Resampling.NEAREST), (left, y + label))
         page.paste(_fitted(heat_rgb(level), Image.Resampling.NEAREST), (left, y + label + TILE + GAP))
