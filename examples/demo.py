@@ -45,7 +45,7 @@ def main() -> None:
         for score in scores:
             print(f"  {score.probability:6.1%}  {score.name}")
 
-    first = next(path for path in photos if path.stem == "chelsea") if args.photos.name == "photos" else photos[0]
+    first = next((path for path in photos if path.stem == "chelsea"), photos[0])
     image = open_image(first)
     with torch.inference_mode():
         pyramid = model.pyramid(image_transform(model)(image)[None])
