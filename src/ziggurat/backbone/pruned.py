@@ -23,10 +23,13 @@ def fit_channels(model: Backbone, variant: str) -> None:
     """Rebuilds the layers of `model` with the channels that the table has for `variant`."""
     facts = json.loads(TABLE.read_text(encoding="utf-8"))[variant]
     for path, shape in facts["shapes"].items():
+        if path in model.classifiers:
+            continue  # its width follows from the pooling as well
         _resize(model.get_submodule(path), shape, is_stem=path == facts["first_conv"])
     for level, channels in zip(model.feature_info, facts["levels"]):
         level["num_chs"] = channels
     model.num_features = facts["num_features"]
+    model.reset_classifier(model.num_classes)
     model.init_weights()
 
 
@@ -39,9 +42,6 @@ def _resize(layer: nn.Module, shape: list[int], is_stem: bool) -> None:
         layer.in_channels = layer.in_channels if is_stem else group_width * layer.groups
         layer.out_channels = out_chs
         kept = (out_chs, layer.in_channels // layer.groups, *layer.kernel_size)
-    elif isinstance(layer, nn.Linear):
-        layer.in_features = shape[1]
-        kept = (layer.out_features, layer.in_features)
     else:
         assert isinstance(layer, nn.modules.batchnorm._BatchNorm), type(layer)
         layer.num_features = shape[0]
