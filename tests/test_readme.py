@@ -1,0 +1,46 @@
+"""The README's programs run as printed, with the output printed beside them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ziggurat
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def test_first_program(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    exec(compile(PROGRAMS[0], "README", "exec"), {})
+    printed = capsys.readouterr().out.strip().splitlines()
+    expected = [line.removeprefix("# ") for line in PROGRAMS[0].splitlines() if line.startswith("# ")]
+    assert printed == expected
+
+
+def test_timm_program():
+    exec(compile(PROGRAMS[1], "README", "exec"), {})
+
+
+def test_own_architecture(tmp_path):
+    script = tmp_path / "my_net.py"
+    script.write_text("import torch, ziggurat\n" + PROGRAMS[2])
+    subprocess.run([sys.executable, "-W", "error", str(script)], check=True, capture_output=True)
+
+
+def test_number_of_architectures():
+    (count,) = re.findall(r"(\d+) architectures", README)
+    assert len(ziggurat.list_models()) == int(count)
+
+
+@pytest.mark.parametrize("command", re.findall(r"^\$ ziggurat (.*)$", README, re.M))
+def test_commands_print_what_is_shown(command):
+    shown = README.split(f"$ ziggurat {command}\n")[1].split("\n\n$ ")[0].split("\n```")[0]
+    done = subprocess.run([sys.executable, "-m", "ziggurat", *command.split()], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "COLUMNS": "100"}, check=True)
+    assert [line.rstrip() for line in done.stdout.strip().splitlines()] == shown.strip().splitlines()
