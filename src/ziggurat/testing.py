@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .backbone import Backbone, group_parameters
 from .backbone.measure import measured_levels
 from .backbone.units import named_units
+from .layers.drop import DropPath
 
 __all__ = ["CHECKS", "check_backbone"]
 
@@ -52,9 +53,9 @@ def settled(create: Create, **kwargs: Any) -> Backbone:
         for name, tensor in model.named_parameters():
             if tensor.ndim == 1 and not name.endswith("bias"):
                 tensor.uniform_(0.5, 1.0)
-        for name, tensor in model.named_buffers():
+        for name, buffer in model.named_buffers():
             if name.endswith("running_var"):
-                tensor.uniform_(0.5, 1.5)
+                buffer.uniform_(0.5, 1.5)
     return model
 
 
@@ -194,9 +195,11 @@ def check_gradients(create: Create, size: int) -> None:
     idle = [name for name, grad in found[0].items() if grad is None]
     assert not idle, f"no gradient for {idle[:3]}"
     for name, grad in found[0].items():
-        assert found[1][name] is not None
+        recomputed = found[1][name]
+        assert grad is not None
+        assert recomputed is not None, f"no gradient for {name} with checkpointing"
         scale = max(grad.abs().max().item(), 1e-7)
-        assert (found[1][name] - grad).abs().max().item() <= 1e-3 * scale + 1e-7, f"checkpointing changes {name}"
+        assert (recomputed - grad).abs().max().item() <= 1e-3 * scale + 1e-7, f"checkpointing changes {name}"
 
 
 def check_units(create: Create, size: int) -> None:
@@ -212,7 +215,7 @@ def check_units(create: Create, size: int) -> None:
         assert len(set(groups.values())) > 1
         order = [groups[next(n for n in groups if n.startswith(unit + "."))] for unit in names]
         assert order == sorted(order), "groups do not follow depth"
-    rates = [m.drop_prob for _, unit in units for m in unit.modules() if type(m).__name__ == "DropPath"]
+    rates = [m.drop_prob for _, unit in units for m in unit.modules() if isinstance(m, DropPath)]
     assert rates == sorted(rates), "drop path does not grow with depth"
     if len(rates) > 1:
         assert 0 < rates[-1] <= 0.5
@@ -255,7 +258,7 @@ def check_compile(create: Create, size: int) -> None:
     model = settled(create)
     x = images(model, size)
     part = copy.deepcopy(model)
-    part.keep_levels([0, len(model.feature_info) - 1])
+    part.keep_levels(sorted({0, len(model.feature_info) - 1}))
     torch._dynamo.reset()
     assert_same(torch.compile(model, fullgraph=True, backend="eager")(x), model(x), "the compiled classifier")
     torch._dynamo.reset()
