@@ -74,7 +74,7 @@ class EfficientNet(MobileBackbone):
         """Puts checkpoints of the package efficientnet-pytorch, which counts blocks through all stages, under our names."""
         if "_conv_stem.weight" not in state_dict:
             return state_dict
-        places = [f"blocks.{i}.{j}" for i, stage in enumerate(self.blocks) for j in range(len(stage))]
+        places = [f"blocks.{i}.{j}" for i, stage in enumerate(self.blocks) for j, _ in enumerate(stage.children())]
         remapped = {}
         for key, value in state_dict.items():
             layer, _, rest = key.partition(".")
