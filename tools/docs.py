@@ -1,0 +1,108 @@
+"""Writes docs/api.md from docstrings and docs/models.md from the catalog.
+
+    python tools/docs.py [--check]
+
+With --check nothing is written: pages that differ from what would be are named, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import ziggurat
+from ziggurat import data, errors, extract, registry, testing
+from ziggurat.backbone import Backbone, Family, FeatureInfo, Plan
+from ziggurat.registry import catalog
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+SECTIONS: list[tuple[str, list[Any]]] = [
+    ("Creating", [ziggurat.create_model, ziggurat.models.build_model_with_cfg, ziggurat.parse_model_name]),
+    ("Listing", [getattr(registry, name) for name in registry.__all__]),
+    ("A backbone", [Backbone, FeatureInfo]),
+    ("Writing a family", [Plan, Family, testing.check_backbone]),
+    ("An image to an input", [data.resolve_model_data_config, data.create_transform, data.open_image, data.find_images]),
+    ("Many images", [getattr(extract, name) for name in extract.__all__]),
+    ("Errors", [getattr(errors, name) for name in errors.__all__]),
+]
+
+
+def signature(thing: Any) -> str:
+    """The call of a function or class, without what a reader does not pass."""
+    try:
+        text = str(inspect.signature(thing))
+    except (TypeError, ValueError):
+        return ""
+    return text.replace("'", "").replace("(self, ", "(").replace("(self)", "()")
+
+
+def entry(thing: Any, name: str, depth: int) -> list[str]:
+    """Heading, signature and docstring of one public thing, and of its own public methods."""
+    lines = [f"{'#' * depth} `{name}`", ""]
+    is_error = inspect.isclass(thing) and issubclass(thing, Exception)
+    if callable(thing) and not is_error:
+        lines += ["```python", f"{name.rpartition('.')[2]}{signature(thing)}", "```", ""]
+    lines += [inspect.getdoc(thing) or "", ""]
+    if inspect.isclass(thing) and not is_error:
+        for member, value in vars(thing).items():
+            target = value.fget if isinstance(value, property) else value
+            if not member.startswith("_") and callable(target) and inspect.getdoc(target):
+                lines += entry(target, f"{name}.{member}", depth + 1)
+    return lines
+
+
+def api_page() -> str:
+    """Every public name with its docstring."""
+    lines = ["# API", "", "Made from docstrings by `make docs`.", ""]
+    for title, things in SECTIONS:
+        lines += [f"## {title}", ""]
+        for thing in things:
+            lines += entry(thing, thing.__name__, 3)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def models_page() -> str:
+    """Every architecture with what was measured of it."""
+    lines = ["# Architectures", "", "Measured on the meta device at each architecture's own input size; made from the "
+             "catalog by `make docs`.", ""]
+    by_module: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for name, facts in catalog().items():
+        by_module.setdefault(facts["module"], []).append((name, facts))
+    for module, rows in by_module.items():
+        lines += [f"## {module}", "", "| name | parameters, M | GMACs | input | embedding | strides | channels |",
+                  "|---|--:|--:|--:|--:|---|---|"]
+        for name, facts in rows:
+            strides = [level["reduction"] for level in facts["levels"]]
+            channels = [level["channels"] for level in facts["levels"]]
+            if len(set(strides)) == 1:
+                strides, channels = strides[:1], [f"{channels[0]} ({len(channels)} levels)"]
+            lines.append(f"| {name} | {facts['params'] / 1e6:.1f} | {facts['macs'] / 1e9:.2f} | "
+                         f"{facts['input_size'][-1]} | {facts['embedding']} | {' '.join(map(str, strides))} | "
+                         f"{' '.join(map(str, channels))} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, report what is stale")
+    check = parser.parse_args().check
+    stale = []
+    for name, text in (("api.md", api_page()), ("models.md", models_page())):
+        path = DOCS / name
+        if check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
+            stale.append(name)
+        elif not check:
+            path.write_text(text, encoding="utf-8")
+            print(path.name, f"{len(text.splitlines())} lines")
+    if stale:
+        print(f"stale: {', '.join(stale)}; run make docs")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
