@@ -74,7 +74,7 @@ def create_model(
     if pretrained and checkpoint_path:
         pretrained = False  # the file given wins, so that nothing is downloaded for it
 
-    given = dict(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay, cache_dir=cache_dir)
+    given: dict[str, Any] = dict(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay, cache_dir=cache_dir)
     given = {key: value for key, value in given.items() if value is not None}
     with _place(device, dtype, direct=not (pretrained or checkpoint_path)):
         if registry.is_own(architecture):
@@ -144,7 +144,7 @@ def build_model_with_cfg(
         _keep_levels(model, out_indices, out_strides, feature_cfg)
     if loads:
         if checkpoint_path:
-            state_dict = _read(checkpoint_path)
+            state_dict: Mapping[str, Any] = _read(checkpoint_path)
         else:
             from .weights.loading import fetch_state_dict
 
@@ -277,7 +277,7 @@ def _read(checkpoint_path: str | Path) -> dict[str, Any]:
 
 
 def _load(
-    model: nn.Module, state_dict: dict[str, Any], cfg: PretrainedCfg | None, strict: bool = True, is_part: bool = False
+    model: nn.Module, state_dict: Mapping[str, Any], cfg: PretrainedCfg | None, strict: bool = True, is_part: bool = False
 ) -> None:
     from .weights.loading import load_weights
 

@@ -70,21 +70,22 @@ def _checkpointing(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def _restore(cls: type[nn.Module]) -> nn.Module:
-    return copyreg.__newobj__(_checkpointing(cls))  # type: ignore[attr-defined]
+    return copyreg.__newobj__(_checkpointing(cls))  # type: ignore[attr-defined, arg-type]
 
 
 def checkpoint_units(units: list[tuple[str, nn.Module]], enable: bool) -> None:
     """Switches gradient checkpointing of every unit on or off; keys, hooks and module types stay as they are."""
     for _, unit in units:
         plain = getattr(type(unit), "checkpointed_class", type(unit))
-        unit.__class__ = _checkpointing(plain) if enable else plain
+        # mypy takes the __hash__ of the instances for that of the class, here and above
+        unit.__class__ = _checkpointing(plain) if enable else plain  # type: ignore[arg-type]
 
 
 Matcher = dict[str, Any] | Callable[[str], Any]
 
 
 def _matchers(groups: dict[str, Any]) -> list[tuple[tuple[int, ...], re.Pattern[str], Any]]:
-    rows = []
+    rows: list[tuple[tuple[int, ...], re.Pattern[str], Any]] = []
     for ordinal, spec in enumerate(groups.values()):
         specs = [(spec, None)] if isinstance(spec, str) else spec
         rows += [((ordinal,), re.compile(pattern), prefix) for pattern, prefix in specs]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -93,7 +95,7 @@ class CbamModule(nn.Module):
         mlp_bias: bool = False,
     ) -> None:
         super().__init__()
-        reduction = dict(rd_ratio=rd_ratio, rd_channels=rd_channels, rd_divisor=rd_divisor)
+        reduction: dict[str, Any] = dict(rd_ratio=rd_ratio, rd_channels=rd_channels, rd_divisor=rd_divisor)
         self.channel = self.channel_gate(
             channels, act_layer=act_layer, gate_layer=gate_layer, mlp_bias=mlp_bias, **reduction
         )

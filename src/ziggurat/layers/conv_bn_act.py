@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class ConvNormAct(nn.Module):
         norm_layer: LayerType | None = nn.BatchNorm2d,
         act_layer: LayerType | None = nn.ReLU,
         aa_layer: LayerType | None = None,
-        drop_layer: type[nn.Module] | None = None,
+        drop_layer: Callable[..., nn.Module] | None = None,
         conv_kwargs: dict[str, Any] | None = None,
         norm_kwargs: dict[str, Any] | None = None,
         act_kwargs: dict[str, Any] | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import torch.nn.functional as F
 from torch import nn
@@ -78,6 +78,11 @@ def get_act_layer(name: LayerType | None = "relu") -> Callable[..., nn.Module] |
     return name
 
 
+# For a checker a name always gives a module: the one that does not, '', stands in configurations and in no layer of ours.
+@overload
+def create_act_layer(name: None, inplace: bool | None = None, **kwargs: Any) -> None: ...
+@overload
+def create_act_layer(name: LayerType, inplace: bool | None = None, **kwargs: Any) -> nn.Module: ...
 def create_act_layer(name: LayerType | None, inplace: bool | None = None, **kwargs: Any) -> nn.Module | None:
     """An activation module; `inplace` is passed on where it is given and the layer takes it. None and '' give None."""
     layer = get_act_layer(name)

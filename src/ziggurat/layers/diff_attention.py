@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,6 +73,8 @@ class DiffAttention(nn.Module):
 
     def subtracted(self) -> torch.Tensor:
         """Lambda: the weight of the second map."""
+        first: torch.Tensor
+        second: torch.Tensor
         if self.dual_lambda:
             first, second = self.lambda_a, self.lambda_b
         else:
@@ -87,7 +90,7 @@ class DiffAttention(nn.Module):
         q1, q2 = self.q_norm(q.unflatten(2, pair).permute(3, 0, 2, 1, 4)).unbind(0)
         k1, k2 = self.k_norm(k.unflatten(2, pair).permute(3, 0, 2, 1, 4)).unbind(0)
         v = v.unflatten(2, (self.num_heads, 2 * self.head_dim)).transpose(1, 2)
-        how = dict(fused=self.fused_attn, attn_mask=attn_mask, is_causal=is_causal, drop=self.attn_drop)
+        how: dict[str, Any] = dict(fused=self.fused_attn, attn_mask=attn_mask, is_causal=is_causal, drop=self.attn_drop)
         first, second = attend(q1, k1, v, **how), attend(q2, k2, v, **how)
         read = self.sub_norm(first - self.subtracted().type_as(first) * second) * (1.0 - self.lambda_init)
         read = self.norm(read.transpose(1, 2).flatten(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +87,7 @@ class GatherExcite(nn.Module):
             mean = x.mean(dim=(2, 3), keepdim=True)
             return 0.5 * mean + 0.5 * x.amax((2, 3), keepdim=True) if self.add_maxpool else mean
         kernel = 2 * self.extent - 1
-        window = dict(kernel_size=kernel, stride=self.extent, padding=kernel // 2)
+        window: dict[str, Any] = dict(kernel_size=kernel, stride=self.extent, padding=kernel // 2)
         mean = F.avg_pool2d(x, count_include_pad=False, **window)
         return 0.5 * mean + 0.5 * F.max_pool2d(x, **window) if self.add_maxpool else mean
 

@@ -66,7 +66,7 @@ class HybridEmbed(nn.Module):
         """The shape of the last map for an image of that size, seen by one pass that leaves no trace."""
         modes = {module: module.training for module in self.backbone.modules()}
         some = next(self.backbone.parameters(), None)
-        place = dict(device=some.device, dtype=some.dtype) if some is not None else {}
+        place: dict[str, Any] = dict(device=some.device, dtype=some.dtype) if some is not None else {}
         self.backbone.eval()
         with torch.no_grad():
             out: Any = self.backbone(torch.zeros(1, self.in_chans, *img_size, **place))
@@ -76,7 +76,7 @@ class HybridEmbed(nn.Module):
 
     def channels(self) -> int:
         """What the backbone says of the channels of its last map."""
-        info = getattr(self.backbone, "feature_info", None)
+        info: Any = getattr(self.backbone, "feature_info", None)
         channels = info.channels() if hasattr(info, "channels") else getattr(self.backbone, "num_features", None)
         if channels is None:
             raise BadArgument("feature_size is given but the backbone names no channels: leave feature_size out")
@@ -142,10 +142,11 @@ class HybridEmbed(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Pass the wish on to the backbone, where it can be met."""
-        if hasattr(self.backbone, "set_grad_checkpointing"):
-            self.backbone.set_grad_checkpointing(enable)
-        elif hasattr(self.backbone, "grad_checkpointing"):
-            self.backbone.grad_checkpointing = enable
+        backbone: Any = self.backbone
+        if hasattr(backbone, "set_grad_checkpointing"):
+            backbone.set_grad_checkpointing(enable)
+        elif hasattr(backbone, "grad_checkpointing"):
+            backbone.grad_checkpointing = enable
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         out: Any = self.backbone(x)

@@ -79,7 +79,7 @@ class BilinearAttnTransform(nn.Module):
         norm_layer: LayerType = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
-        layers = dict(act_layer=act_layer, norm_layer=norm_layer)
+        layers: dict[str, Any] = dict(act_layer=act_layer, norm_layer=norm_layer)
         entries = block_size * block_size * groups
         self.block_size = block_size
         self.groups = groups
@@ -127,7 +127,7 @@ class BatNonLocalAttn(nn.Module):
         **_: Any,
     ) -> None:
         super().__init__()
-        layers = dict(act_layer=act_layer, norm_layer=norm_layer)
+        layers: dict[str, Any] = dict(act_layer=act_layer, norm_layer=norm_layer)
         width = rd_channels or make_divisible(in_channels * rd_ratio, divisor=rd_divisor)
         self.conv1 = ConvNormAct(in_channels, width, 1, **layers)
         self.ba = BilinearAttnTransform(width, block_size, groups, **layers)

@@ -361,7 +361,7 @@ class RotaryBase(nn.Module):
         """Compute the buffers anew, as after materialising a model that was built without memory."""
         raise NotImplementedError
 
-    def get_embed(self, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Any:
+    def get_embed(self, shape: Sequence[int], dtype: torch.dtype | None = None) -> Any:
         raise NotImplementedError
 
     def batch_of_tables(
@@ -440,7 +440,14 @@ class AxialRotary(RotaryBase):
     def _compute_bands(self, device: Device = None) -> torch.Tensor:
         return bands_of(self.dim // 4, self.in_pixels, self.max_res, self.temperature, self.linear_bands, device)
 
-    def build(self, shape: Sequence[int], dtype: torch.dtype, **distortion: float | None) -> tuple[torch.Tensor, ...]:
+    def build(
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        shift_coords: float | None = None,
+        jitter_coords: float | None = None,
+        rescale_coords: float | None = None,
+    ) -> tuple[torch.Tensor, ...]:
         sine, cosine = build_rotary_pos_embed(
             shape,
             bands=self.bands,
@@ -452,7 +459,9 @@ class AxialRotary(RotaryBase):
             grid_type=self.grid_type,
             normalize_coords=self.normalize_coords,
             dtype=dtype,
-            **distortion,
+            shift_coords=shift_coords,
+            jitter_coords=jitter_coords,
+            rescale_coords=rescale_coords,
         )
         return self.form(sine, cosine)
 

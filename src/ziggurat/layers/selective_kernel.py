@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ class SelectiveKernelAttn(nn.Module):
         num_paths: int = 2,
         attn_channels: int = 32,
         act_layer: LayerType = nn.ReLU,
-        norm_layer: type[nn.Module] = nn.BatchNorm2d,
+        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
         self.num_paths = num_paths
@@ -63,9 +63,9 @@ class SelectiveKernel(nn.Module):
         keep_3x3: bool = True,
         split_input: bool = True,
         act_layer: LayerType = nn.ReLU,
-        norm_layer: type[nn.Module] = nn.BatchNorm2d,
+        norm_layer: LayerType = nn.BatchNorm2d,
         aa_layer: LayerType | None = None,
-        drop_layer: type[nn.Module] | None = None,
+        drop_layer: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
         out_channels = out_channels or in_channels

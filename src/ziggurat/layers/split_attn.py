@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,8 +55,8 @@ class SplitAttn(nn.Module):
         rd_channels: int | None = None,
         rd_divisor: int = 8,
         act_layer: LayerType = nn.ReLU,
-        norm_layer: type[nn.Module] | None = None,
-        drop_layer: type[nn.Module] | None = None,
+        norm_layer: Callable[..., nn.Module] | None = None,
+        drop_layer: Callable[..., nn.Module] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()

@@ -175,6 +175,11 @@ class ResNet(Backbone):
 
     units = r"layer(\d+)\.(\d+)"
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     drop_block_settings: ClassVar[tuple] = (None, None, (5, 0.25), (3, 1.0))  # block size, gamma scale of each stage
 
     def __init__(
@@ -266,8 +271,9 @@ class ResNet(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if self.zero_init_last and getattr(module, "last_norm", None) is not None:
-                nn.init.zeros_(module.last_norm.weight)
+            last_norm: Any = getattr(module, "last_norm", None)
+            if self.zero_init_last and last_norm is not None:
+                nn.init.zeros_(last_norm.weight)
 
     def trunk(self, x: Tensor) -> Iterator[Tensor]:
         x = self.act1(self.bn1(self.conv1(x)))
@@ -278,7 +284,7 @@ class ResNet(Backbone):
             yield x
 
 
-BLOCKS = {"BasicBlock": BasicBlock, "Bottleneck": Bottleneck}
+BLOCKS: dict[str, Any] = {"BasicBlock": BasicBlock, "Bottleneck": Bottleneck}
 
 basic = dict(block=BasicBlock)
 bottle = dict(block=Bottleneck)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
@@ -104,6 +104,9 @@ class SEResNetBlock(_Block):
         super().__init__(in_chs, [(chs, 3, stride, 1), (chs, 3, 1, groups)], reduction, downsample)
 
 
+Block: TypeAlias = type[SEBottleneck] | type[SEResNetBottleneck] | type[SEResNeXtBottleneck] | type[SEResNetBlock]
+
+
 class SENet(Backbone):
     """A strided stem, a pool, and four stages of squeeze-and-excitation blocks.
 
@@ -114,9 +117,14 @@ class SENet(Backbone):
 
     units = r"layer([1-4])\.(\d+)"
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(
         self,
-        block: type[_Block],
+        block: Block,
         layers: Sequence[int],
         groups: int = 1,
         reduction: int = 16,

@@ -44,7 +44,7 @@ class SelectiveKernelBasic(nn.Module):
     ) -> None:
         super().__init__()
         assert cardinality == 1 and base_width == 64, "a basic block has neither groups nor another width"
-        cell = dict(act_layer=act_layer, norm_layer=norm_layer)
+        cell: dict[str, Any] = dict(act_layer=act_layer, norm_layer=norm_layer)
         first_chs, out_chs = chs // reduce_first, chs * self.expansion
         self.conv1 = SelectiveKernel(in_chs, first_chs, stride=step.stride, dilation=step.first_dilation,
                                      aa_layer=aa_layer, drop_layer=drop_block, **cell, **(sk_kwargs or {}))
@@ -85,7 +85,7 @@ class SelectiveKernelBottleneck(nn.Module):
         drop_block: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        cell = dict(act_layer=act_layer, norm_layer=norm_layer)
+        cell: dict[str, Any] = dict(act_layer=act_layer, norm_layer=norm_layer)
         width = chs * base_width // 64 * cardinality
         first_chs, out_chs = width // reduce_first, chs * self.expansion
         self.conv1 = ConvNormAct(in_chs, first_chs, kernel_size=1, **cell)
