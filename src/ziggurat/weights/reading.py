@@ -35,7 +35,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-WRAPPERS = ("state_dict", "model")
+WRAPPERS = ("state_dict", "model", "encoder")
 AVERAGED = ("state_dict_ema", "model_ema")
 PREFIXES = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 
