@@ -45,7 +45,8 @@ _PUBLIC = {
     "set_exportable": "layers",
     "set_scriptable": "layers",
 }
-_ROOMS = ("backbone", "compat", "data", "errors", "layers", "models", "registry", "factory", "testing", "weights")
+_ROOMS = ("backbone", "compat", "data", "errors", "extract", "layers", "models", "registry", "factory", "testing",
+          "weights")
 
 __all__ = sorted([*_PUBLIC, *_ROOMS, "__version__"])
 

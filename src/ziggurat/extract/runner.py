@@ -29,7 +29,7 @@ Prepare = Callable[[Image.Image], Tensor]
 class Score(NamedTuple):
     """One class of an image: its index, its label (a WordNet synset for ImageNet), its name, and its probability."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # in place of the method that every tuple has
     label: str
     name: str
     probability: float

@@ -72,9 +72,12 @@ class EmbeddingWriter(ABC):
     def write(self, paths: Sequence[str], rows: np.ndarray) -> None:
         """Appends rows (N D)."""
 
+    def complete(self) -> None:
+        """Writes what is known only at the end; not called when the block raised."""
+
     @abstractmethod
-    def end(self) -> None:
-        """Closes the file as a complete one."""
+    def close(self) -> None:
+        """Closes the file, whatever has become of it."""
 
     def __enter__(self) -> EmbeddingWriter:
         return self
@@ -85,10 +88,12 @@ class EmbeddingWriter(ABC):
         try:
             if kind is None:
                 self._flush()
-            self.end()
+                self.complete()
+            self.close()
             if kind is None:
                 os.replace(self._growing, self.path)
         finally:
+            self.close()
             self._growing.unlink(missing_ok=True)
 
 
@@ -110,7 +115,7 @@ class ParquetWriter(EmbeddingWriter):
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), self.width)
         self.file.write_table(pa.table([pa.array(paths, pa.string()), vectors], schema=self.schema))
 
-    def end(self) -> None:
+    def close(self) -> None:
         self.file.close()
 
 
@@ -134,19 +139,21 @@ class NumpyWriter(EmbeddingWriter):
         self.keys += paths
         self.stream.write(rows.tobytes())
 
-    def end(self) -> None:
+    def complete(self) -> None:
         start = self.stream.tell() - len(self.keys) * self.dtype.itemsize * (self.width or 0)
         self.stream.seek(0)
         self._header()
         assert self.stream.tell() == start, "NumPy's header grew"
-        self.stream.close()
         self.path.with_suffix(".paths.json").write_text(json.dumps(self.keys, indent=0), encoding="utf-8")
+
+    def close(self) -> None:
+        self.stream.close()
 
 
 class ArchiveWriter(NumpyWriter):
     """Arrays `path` (N) and `embedding` (N D) in one `.npz`, beside `about`, the model's name as JSON."""
 
-    def end(self) -> None:
+    def complete(self) -> None:
         self.stream.seek(0)
         self._header()
         self.stream.close()
@@ -168,7 +175,7 @@ class CsvWriter(EmbeddingWriter):
         for path, row in zip(paths, rows):
             self.rows.writerow([path, *(str(number) for number in row)])
 
-    def end(self) -> None:
+    def close(self) -> None:
         self.stream.close()
 
 

@@ -286,6 +286,8 @@ def origin(missing: list[str], unexpected: list[str], shaped: list[tuple[str, An
         if any(re.search(pattern, name) for name in unexpected):
             return f"It looks like {what}: {advice}."
     if missing and not unexpected and not shaped:
+        if not any(re.match(r"(fc|head|classifier|last_linear)\b", name) for name in missing):
+            return "Layers are missing and the classifier is there: it is of a shallower variant."
         return (
             "It looks like a features_only checkpoint of timm, which lacks what follows the last level: "
             "load it into a features_only model of the same levels, or pass strict=False."
