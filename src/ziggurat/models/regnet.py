@@ -261,7 +261,7 @@ class RegNet(Backbone):
                 nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)
             elif self.zero_init_last and isinstance(module, Bottleneck):
-                nn.init.zeros_(module.last_norm.weight)
+                nn.init.zeros_(module.last_norm.weight)  # type: ignore[arg-type]
 
     def remap_checkpoint(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Names of torchvision's checkpoints, and of Classy Vision's and VISSL's (SEER), which come in two parts."""

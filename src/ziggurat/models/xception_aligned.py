@@ -120,7 +120,7 @@ class XceptionModule(nn.Module):
                     inner = layer(inner)
             if halt:
                 return x, inner
-        inner = self.stack.conv3(inner)
+        inner = self.stack.conv3(inner)  # type: ignore[operator]
         if self.shortcut is None:
             return inner
         return self.drop_path(inner) + self.shortcut(x)
