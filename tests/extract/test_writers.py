@@ -53,9 +53,15 @@ def test_round_trip(tmp_path, ending, dtype):
 def test_an_error_leaves_what_was_there(tmp_path, ending):
     path = tmp_path / f"vectors{ending}"
     path.write_text("before")
-    with pytest.raises(KeyboardInterrupt), open_writer(path) as writer:
-        writer.add("a", VECTORS[0])
-        raise KeyboardInterrupt
+
+
+    def interrupted():
+        with open_writer(path) as writer:
+            writer.add("a", VECTORS[0])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert path.read_text() == "before"
 

@@ -29,10 +29,10 @@ import ziggurat
 
 TOLERANCE = 2e-4
 
-MODULES = (
-    "resnet resnest senet sknet res2net resnetv2 regnet byobnet byoanet cspnet densenet vovnet xception_aligned "
-    "efficientnet mobilenetv3 vision_transformer deit"
-).split()
+MODULES = [
+    "resnet", "resnest", "senet", "sknet", "res2net", "resnetv2", "regnet", "byobnet", "byoanet", "cspnet", "densenet",
+    "vovnet", "xception_aligned", "efficientnet", "mobilenetv3", "vision_transformer", "deit",
+]
 
 
 def redraw(model: nn.Module) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -23,7 +22,7 @@ FAILED = 2  # exit status: nothing could be done as asked
 class Sentences(TyperGroup):
     """Prints an error that is the user's to mend as its sentence; a traceback is for defects of ours."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:  # a Context of click, which newer typers bring inside themselves
         try:
             return super().invoke(ctx)
         except ZigguratError as error:

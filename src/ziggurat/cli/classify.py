@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,7 @@ def run(
     model: Model,
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Classes shown for each image, the most probable first.")] = 5,
     checkpoint: Checkpoint = None,
-    classes: Annotated[Optional[int], typer.Option(
+    classes: Annotated[int | None, typer.Option(
         min=1, metavar="N", help="Classes of the checkpoint, where they are not those of the published weights.")] = None,
     random: Random = False,
     batch: Batch = 32,
@@ -56,7 +56,7 @@ def print_rows(results: Iterable[tuple[Path, Any]], skipped: Skipped) -> None:
     typer.echo("[", nl=False)
     for position, (path, scores) in enumerate(results):
         if skipped.took(scores):
-            row = {"path": str(path), "classes": [score._asdict() for score in scores]}
+            row: dict[str, Any] = {"path": str(path), "classes": [score._asdict() for score in scores]}
         else:
             row = skipped.as_json()[-1]
         typer.echo(f"{',' if position else ''}\n  {json.dumps(row, ensure_ascii=False)}", nl=False)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +22,7 @@ Model = Annotated[str, typer.Option(
          "hf-hub:OWNER/NAME or local-dir:PATH for others.")]
 Sources = Annotated[list[str], typer.Argument(
     metavar="SOURCES", help="Images, folders (searched with all below them) and quoted glob patterns ('shots/**/*.png').")]
-Checkpoint = Annotated[Optional[Path], typer.Option(
+Checkpoint = Annotated[Path | None, typer.Option(
     metavar="FILE", help="Weights of your own instead: .safetensors, .pth or .npz, plain tensors only.")]
 Random = Annotated[bool, typer.Option("--random", help="Take random weights: for trying things out, features mean nothing.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")]

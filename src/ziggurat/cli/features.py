@@ -3,22 +3,34 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from ..errors import BadArgument
 from .common import (
-    AsJson, Batch, Checkpoint, Device, Model, Random, Skipped, Sources, load_model, print_json, progress, strides_of, table,
+    AsJson,
+    Batch,
+    Checkpoint,
+    Device,
+    Model,
+    Random,
+    Skipped,
+    Sources,
+    load_model,
+    print_json,
+    progress,
+    strides_of,
+    table,
 )
 
 
 def run(
     sources: Sources,
     model: Model,
-    strides: Annotated[Optional[str], typer.Option(
+    strides: Annotated[str | None, typer.Option(
         metavar="S,S,...", help="Only these strides, as in 8,16: how many input pixels lie between two positions.")] = None,
-    out: Annotated[Optional[Path], typer.Option(
+    out: Annotated[Path | None, typer.Option(
         metavar="DIR", help="Write each image's levels there as PATH.safetensors, tensors stride4, stride8, ... (C H W).")] = None,
     checkpoint: Checkpoint = None,
     random: Random = False,

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -9,13 +9,13 @@ from .common import AsJson, print_json
 
 
 def run(
-    patterns: Annotated[Optional[list[str]], typer.Argument(
+    patterns: Annotated[list[str] | None, typer.Argument(
         metavar="[PATTERNS]", help="Glob patterns, quoted ('*resnet*'): names that match any of them. All names without one.")] = None,
-    module: Annotated[Optional[list[str]], typer.Option(
+    module: Annotated[list[str] | None, typer.Option(
         "--module", metavar="NAME", help="Only architectures of this model file (resnet, regnet, ...); may be repeated.")] = None,
     pretrained: Annotated[bool, typer.Option(
         "--pretrained", help="Only what has published weights, listed as architecture.tag, the default tag among them.")] = False,
-    exclude: Annotated[Optional[list[str]], typer.Option(
+    exclude: Annotated[list[str] | None, typer.Option(
         "--exclude", metavar="PATTERN", help="Leave out names that match; may be repeated.")] = None,
     as_json: AsJson = False,
 ) -> None:

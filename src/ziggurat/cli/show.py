@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -13,7 +13,7 @@ def run(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to look at.")],
     model: Model,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The picture: .png, .jpg or another ending that Pillow writes.")] = Path("pyramid.png"),
-    strides: Annotated[Optional[str], typer.Option(
+    strides: Annotated[str | None, typer.Option(
         metavar="S,S,...", help="Only these strides, the deepest level of each; all levels without it.")] = None,
     checkpoint: Checkpoint = None,
     random: Random = False,

@@ -111,7 +111,7 @@ def classify_images(
             yield path, found
             continue
         probabilities, classes = found["scores"].float().softmax(-1).topk(min(top, len(labels)))
-        yield path, [Score(i, *labels[i], p) for i, p in zip(classes.tolist(), probabilities.tolist())]
+        yield path, [Score(i, labels[i][0], labels[i][1], p) for i, p in zip(classes.tolist(), probabilities.tolist())]
 
 
 def class_labels(model: Backbone) -> list[tuple[str, str]]:

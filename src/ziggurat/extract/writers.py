@@ -19,7 +19,7 @@ from ..errors import BadArgument, MissingExtra
 
 __all__ = ["EmbeddingWriter", "open_writer"]
 
-DTYPES = {"f16": np.dtype(np.float16), "f32": np.dtype(np.float32)}
+DTYPES: dict[str, np.dtype[Any]] = {"f16": np.dtype(np.float16), "f32": np.dtype(np.float32)}
 ROWS = 1024  # gathered before they are written
 
 
@@ -72,7 +72,7 @@ class EmbeddingWriter(ABC):
     def write(self, paths: Sequence[str], rows: np.ndarray) -> None:
         """Appends rows (N D)."""
 
-    def complete(self) -> None:
+    def complete(self) -> None:  # noqa: B027  # a format may have nothing of the kind
         """Writes what is known only at the end; not called when the block raised."""
 
     @abstractmethod

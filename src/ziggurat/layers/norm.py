@@ -71,7 +71,7 @@ class LayerNorm(nn.LayerNorm):
     """Layer normalisation (Ba et al. 2016, arXiv 1607.06450) over the last dimension."""
 
     def __init__(self, num_channels: int | Sequence[int], eps: float = 1e-6, affine: bool = True, **kwargs: Any) -> None:
-        super().__init__(num_channels, eps=eps, elementwise_affine=affine, **kwargs)  # type: ignore[arg-type]
+        super().__init__(num_channels, eps=eps, elementwise_affine=affine, **kwargs)
         self.fast = N.is_fast_norm()
 
     def normalise(self, x: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class _Act(nn.Module):
         self.act = create_act_layer(wanted, **options) or nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(super().forward(x)))  # type: ignore[misc]  # the norm, next in line
+        return self.act(self.drop(super().forward(x)))  # the norm, next in line
 
 
 class BatchNormAct2d(_Act, nn.BatchNorm2d):
@@ -232,7 +232,7 @@ class _ChannelNormAct(_Act):
         inplace: bool = True, drop_layer: DropType = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_channels, self.default_eps if eps is None else eps, affine, **kwargs)  # type: ignore[call-arg]
+        super().__init__(num_channels, self.default_eps if eps is None else eps, affine, **kwargs)
         self.add_act(apply_act, act_layer, act_kwargs, inplace, drop_layer)
 
 

@@ -62,7 +62,7 @@ def _split(norm: _BatchNorm, num_splits: int) -> SplitBatchNorm2d:
     new = SplitBatchNorm2d(
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, num_splits
     )
-    parts: list[nn.BatchNorm2d] = [new, *new.aux_bn]  # type: ignore[list-item]
+    parts: list[nn.BatchNorm2d] = [new, *new.aux_bn]
     for part in parts:
         for name, value in (*norm.named_parameters(recurse=False), *norm.named_buffers(recurse=False)):
             copy = value.detach().clone()

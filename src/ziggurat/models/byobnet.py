@@ -641,7 +641,7 @@ class ByobNet(Backbone):
         if isinstance(self.head, (AttentionPool2d, RotAttentionPool2d)):
             self.head.init_weights()
 
-    def trunk(self, x: Tensor) -> Iterator[Tensor]:  # type: ignore[override]
+    def trunk(self, x: Tensor) -> Iterator[Tensor]:
         if isinstance(self.stem, Stem):
             for name, layer in self.stem.named_children():
                 x = layer(x)

@@ -671,7 +671,7 @@ class VisionTransformer(Backbone):
             for depth, block in enumerate(self.blocks, start=1):
                 for name, module in block.named_modules():
                     if name.endswith(("attn.proj", "mlp.fc2")):
-                        module.weight.div_(math.sqrt(2.0 * depth))  # type: ignore[operator, union-attr]
+                        module.weight.div_(math.sqrt(2.0 * depth))
 
     def remap_checkpoint(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         for wrapper in ("model", "state_dict"):
