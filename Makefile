@@ -10,7 +10,7 @@ F ?=
 
 ifdef PYTHON
 ready =
-installed = PYTHONPATH=src $(PYTHON)
+installed = PYTHONPATH=$(CURDIR)/src $(PYTHON)
 else
 PYTHON := $(VENV)/bin/python
 # what a target needs, as stamps in the environment: the packages of an extra of pyproject.toml
@@ -18,7 +18,7 @@ ready = $(VENV)/.ready-$(1)
 installed = $(PYTHON)
 endif
 
-in_src = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} PYTHONPATH=src $(PYTHON)
+in_src = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} PYTHONPATH=$(CURDIR)/src $(PYTHON)
 
 .PHONY: help setup fix lint test family catalog parity bench docs demo
 .DEFAULT_GOAL := help
@@ -53,7 +53,7 @@ parity: $(call ready,test) ## every architecture against timm, resumable (hours)
 	$(in_src) tests/parity/oracle.py --resume parity-results/all.json
 
 bench: $(call ready,test) ## each benchmark, with its ratio to a peer
-	@for file in benchmarks/*.py; do echo "== $$file"; PYTHONPATH=src $(PYTHON) $$file || exit 1; done
+	@for file in benchmarks/*.py; do echo "== $$file"; PYTHONPATH=$(CURDIR)/src $(PYTHON) $$file || exit 1; done
 
 docs: $(call ready,test) ## the API pages, from docstrings
 	$(in_src) tools/docs.py
