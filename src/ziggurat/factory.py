@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import registry
 from .backbone import Backbone, take_strides
+from .backbone.base import draws_weights
 from .backbone.pruned import fit_channels
 from .errors import BadArgument, SourceUnavailable, UnknownArgument, nearest
 from .weights.pretrained import PretrainedCfg
@@ -311,6 +312,14 @@ class _NoInit(TorchFunctionMode):
     WRITES = frozenset({"normal_", "uniform_", "fill_", "zero_", "copy_", "mul_", "add_", "sub_", "div_", "erfinv_",
                         "clamp_", "constant_", "ones_", "zeros_", "trunc_normal_", "kaiming_normal_",
                         "kaiming_uniform_", "xavier_normal_", "xavier_uniform_", "orthogonal_", "eye_", "dirac_"})
+
+    def __enter__(self) -> _NoInit:
+        self._token = draws_weights.set(False)
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        draws_weights.reset(self._token)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -19,6 +20,10 @@ from .plan import FeatureInfo, Plan, take_indices, take_strides
 from .units import MATCH_PREV_GROUP, checkpoint_units, named_units, schedule_drop_path
 
 __all__ = ["Backbone"]
+
+
+draws_weights: ContextVar[bool] = ContextVar("draws_weights", default=True)
+"""False while models are built whose weights are loaded next: their own need not be drawn."""
 
 
 class _Finished(type):
@@ -102,7 +107,8 @@ class Backbone(nn.Module, metaclass=_Finished):
         self.feature_info = FeatureInfo(self.plan.levels)
         self._depth = len(self.feature_info)  # levels that pruning has left
         schedule_drop_path(named_units(self, self.units), self.drop_path_rate, self.drop_path_reaches_rate)
-        self.init_weights()
+        if draws_weights.get():
+            self.init_weights()
 
     # ---------------------------------------------------------------- what a family says
 
@@ -430,8 +436,8 @@ class Backbone(nn.Module, metaclass=_Finished):
     ) -> tuple[int, ...]:
         """Removes what no level in `indices` needs, and returns those levels as non-negative indices.
 
-        The final norm goes with `prune_norm`, and where it does not fit the level that is now last. The classifier
-        goes with `prune_head`; other layers between the last level and the classifier go with either, and always
+        The final norm goes with `prune_norm`, the classifier with `prune_head`, and either where it does not fit the
+        level that is now last; other layers between the last level and the classifier go with either, and always
         where a level is cut off.
         """
         take = take_indices(len(self.feature_info), indices)
@@ -451,7 +457,7 @@ class Backbone(nn.Module, metaclass=_Finished):
         self._depth = last + 1
         if is_cut or self._stops_at is not None:
             self.num_features = self.feature_info[last]["num_chs"]
-        if prune_head:
+        if prune_head or (is_cut and not self.isotropic):
             self.drop_head()
         return take
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from ..errors import BadArgument, UnsupportedStride
 
@@ -82,7 +82,11 @@ class FeatureInfo(Sequence):
     def __len__(self) -> int:
         return len(self.info)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> Any:
         return self.info[index]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .base import Backbone
+from .base import Backbone, draws_weights
 
 __all__ = ["fit_channels"]
 
@@ -30,7 +30,8 @@ def fit_channels(model: Backbone, variant: str) -> None:
         level["num_chs"] = channels
     model.num_features = facts["num_features"]
     model.reset_classifier(model.num_classes)
-    model.init_weights()
+    if draws_weights.get():
+        model.init_weights()
 
 
 def _resize(layer: nn.Module, shape: list[int], is_stem: bool) -> None:

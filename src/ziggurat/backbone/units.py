@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import nn
@@ -56,12 +56,12 @@ def schedule_drop_path(units: list[tuple[str, nn.Module]], rate: float, reaches_
 def _checkpointing(cls: type[nn.Module]) -> type[nn.Module]:
     """A subclass of `cls` whose forward pass keeps its input only and is run again in the backward pass."""
 
-    def forward(self, *args, **kwargs):
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if self.training and torch.is_grad_enabled():
             return checkpoint(functools.partial(cls.forward, self), *args, use_reentrant=False, **kwargs)
         return cls.forward(self, *args, **kwargs)
 
-    def reduce(self, protocol):
+    def reduce(self: nn.Module, protocol: SupportsIndex) -> tuple[Any, ...]:
         # pickled and copied as the plain class with its state, then switched again: the subclass has no import path
         return _restore, (cls,), self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
 
