@@ -7,6 +7,7 @@ BOOTSTRAP ?= python3
 VENV ?= .venv
 JOBS ?= 2
 F ?=
+SHARD ?= 0/1
 
 ifdef PYTHON
 ready =
@@ -49,8 +50,8 @@ family: $(call ready,test) ## F=resnet: one family's keys against timm, its test
 catalog: $(call ready,test) ## measure the architectures of F=resnet (or of all) into src/ziggurat/catalog
 	$(in_src) tools/catalog.py $(F)
 
-parity: $(call ready,test) ## every architecture against timm, resumable (hours)
-	$(in_src) tests/parity/oracle.py --resume parity-results/all.json
+parity: $(call ready,test) ## every architecture against timm, resumable (hours; SHARD=0/4: every fourth)
+	$(in_src) tests/parity/oracle.py --shard $(SHARD) --resume parity-results/shard-$(subst /,-of-,$(SHARD)).json
 
 bench: $(call ready,test) ## each benchmark, with its ratio to a peer
 	@for file in benchmarks/*.py; do echo "== $$file"; PYTHONPATH=$(CURDIR)/src $(PYTHON) $$file || exit 1; done

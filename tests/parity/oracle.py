@@ -78,46 +78,45 @@ def input_size(name: str, size: int | None) -> tuple[int, int, int]:
     return (native[0], size, size)
 
 
+def outputs(model: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a classifier gives in either library, by name."""
+    features = model.forward_features(x)
+    last, levels = model.forward_intermediates(x)
+    found = {"logits": model(x), "unpooled": features, "pooled": model.forward_head(features, pre_logits=True)}
+    return found | {"last": last} | {f"level {i}": level for i, level in enumerate(levels)}
+
+
 @torch.no_grad()
 def compare(name: str, size: int | None = None, **kwargs: Any) -> dict[str, float]:
-    """Largest relative difference of every output of architecture `name`."""
-    theirs = timm.create_model(name, **kwargs).eval()
-    redraw(theirs)
-    state_dict = theirs.state_dict()
-    ours = ziggurat.create_model(name, **kwargs).eval()
-    ours.load_state_dict(state_dict, strict=True)
+    """Largest relative difference of every output of architecture `name`.
+
+    At most two copies of the weights are in memory at a time.
+    """
+    model = timm.create_model(name, **kwargs).eval()
+    redraw(model)
+    state_dict, num_classes = model.state_dict(), model.num_classes
     x = torch.randn(2, *input_size(name, size), generator=torch.Generator().manual_seed(0))
+    references = outputs(model, x)
+    del model
+    model = ziggurat.create_model(name, **kwargs).eval()
+    model.load_state_dict(state_dict, strict=True, assign=True)
+    found = outputs(model, x)
+    del model
 
-    found = {"logits": difference(ours(x), theirs(x))}
-    features, reference = ours.forward_features(x), theirs.forward_features(x)
-    found["unpooled"] = difference(features, reference)
-    found["pooled"] = difference(
-        ours.forward_head(features, pre_logits=True), theirs.forward_head(reference, pre_logits=True)
-    )
-    last, levels = ours.forward_intermediates(x)
-    last_reference, level_references = theirs.forward_intermediates(x)
-    assert len(levels) == len(level_references), f"{len(levels)} levels, timm has {len(level_references)}"
-    found["last"] = difference(last, last_reference)
-    for i, (level, reference) in enumerate(zip(levels, level_references)):
-        found[f"level {i}"] = difference(level, reference)
+    # both pyramids as if pretrained: one architecture has another epsilon then
+    loaded = dict(features_only=True, pretrained=True,
+                  pretrained_cfg_overlay=dict(state_dict=state_dict, num_classes=num_classes))
+    model = timm.create_model(name, **loaded, **kwargs).eval()
+    facts = model.feature_info.channels(), model.feature_info.reduction()
+    references |= {f"pyramid {i}": level for i, level in enumerate(model(x))}
+    del model
+    model = ziggurat.create_model(name, **loaded, **kwargs).eval()
+    assert all(torch.equal(value, state_dict[key]) for key, value in model.state_dict().items())
+    assert facts == (model.feature_info.channels(), model.feature_info.reduction())
+    found |= {f"pyramid {i}": level for i, level in enumerate(model(x))}
 
-    overlay = dict(state_dict=state_dict, num_classes=theirs.num_classes)
-    pyramid_reference = timm.create_model(
-        name, features_only=True, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs
-    ).eval()
-    # both as if pretrained: one architecture has another epsilon then
-    pyramid = ziggurat.create_model(
-        name, features_only=True, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs
-    ).eval()
-    held = pyramid.state_dict()
-    assert all(torch.equal(value, state_dict[key]) for key, value in held.items())
-    assert pyramid.feature_info.channels() == pyramid_reference.feature_info.channels()
-    assert pyramid.feature_info.reduction() == pyramid_reference.feature_info.reduction()
-    maps, references = pyramid(x), pyramid_reference(x)
-    assert len(maps) == len(references)
-    for i, (level, reference) in enumerate(zip(maps, references)):
-        found[f"pyramid {i}"] = difference(level, reference)
-    return found
+    assert found.keys() == references.keys(), f"ours gives {list(found)}, timm {list(references)}"
+    return {key: difference(found[key], references[key]) for key in found}
 
 
 def compare_keys(name: str) -> None:
