@@ -64,3 +64,21 @@ def test_halo_attention_names_the_sizes_it_takes():
 def test_a_self_attention_block_needs_a_layer():
     with pytest.raises(BadArgument, match="self_attn_layer"), torch.device("meta"):
         ziggurat.create_model("halonet26t", self_attn_layer="")
+
+
+@pytest.mark.parametrize("name", ["botnet26t_256", "lambda_resnet26rpt_256", "resnet50_clip"])
+def test_position_tables_are_resampled_to_another_image_size(name, tmp_path):
+    """Weights of one image size load at another; at their own size they are untouched."""
+    small = ziggurat.create_model(name, img_size=128).eval()
+    path = tmp_path / "weights.pth"
+    torch.save(small.state_dict(), path)
+    same = ziggurat.create_model(name, img_size=128, checkpoint_path=path).eval()
+    assert all(torch.equal(a, b) for a, b in zip(small.state_dict().values(), same.state_dict().values()))
+    large = ziggurat.create_model(name, img_size=192, checkpoint_path=path).eval()
+    grown = [key for key, value in large.state_dict().items() if value.shape != small.state_dict()[key].shape]
+    assert grown and all("rel" in key or "pos" in key for key in grown)
+    for key in grown:
+        before, after = small.state_dict()[key].float(), large.state_dict()[key].float()
+        assert before.min() - 0.1 <= after.min() and after.max() <= before.max() + 0.1
+    with torch.no_grad():
+        assert torch.isfinite(large(torch.randn(1, 3, 192, 192))).all()

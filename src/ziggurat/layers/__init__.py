@@ -68,7 +68,7 @@ _FILES: dict[str, str] = {
     "pool2d_same": "AvgPool2dSame MaxPool2dSame avg_pool2d_same create_pool2d max_pool2d_same",
     "pos_embed": "resample_abs_pos_embed resample_abs_pos_embed_nhwc",
     "pos_embed_rel": "RelPosBias RelPosBiasTf RelPosMlp gen_relative_log_coords gen_relative_position_index "
-    "resize_rel_pos_bias_table resize_rel_pos_bias_table_levit resize_rel_pos_bias_table_simple",
+    "resize_rel_axes resize_rel_pos_bias_table resize_rel_pos_bias_table_levit resize_rel_pos_bias_table_simple",
     "pos_embed_sincos": "FourierEmbed RotaryEmbedding RotaryEmbeddingCat RotaryEmbeddingDinoV3 RotaryEmbeddingMRope "
     "RotaryEmbeddingMixed apply_keep_indices_nlc apply_rot_embed apply_rot_embed_cat apply_rot_embed_list "
     "build_fourier_pos_embed build_rotary_pos_embed build_sincos2d_pos_embed create_rope_embed freq_bands "

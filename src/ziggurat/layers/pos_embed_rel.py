@@ -22,6 +22,7 @@ __all__ = [
     "RelPosMlp",
     "gen_relative_log_coords",
     "gen_relative_position_index",
+    "resize_rel_axes",
     "resize_rel_pos_bias_table",
     "resize_rel_pos_bias_table_levit",
     "resize_rel_pos_bias_table_simple",
@@ -369,3 +370,16 @@ class RelPosBiasTf(WindowBias):
             "nhw,ixh,jyw->nijxy", self.relative_position_bias_table, self.height_lookup, self.width_lookup
         )
         return bias.reshape(-1, self.window_area, self.window_area)
+
+
+def resize_rel_axes(table: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    """Embeddings of displacements, (length, C) of one axis or (high, wide, C) of two, at other lengths, linearly.
+
+    Displacement 0 stays in the middle, and the outermost ones stay outermost.
+    """
+    if tuple(table.shape[:-1]) == tuple(lengths):
+        return table
+    mode = "linear" if table.ndim == 2 else "bilinear"
+    channels_first = table.movedim(-1, 0)[None].float()
+    resized = F.interpolate(channels_first, size=tuple(lengths), mode=mode, align_corners=True)
+    return resized[0].movedim(0, -1).to(table.dtype)

@@ -39,6 +39,8 @@ from ..layers.create_norm_act import get_norm_act_layer
 from ..layers.drop import DropBlock2d, DropPath
 from ..layers.evo_norm import EvoNorm2dS0a
 from ..layers.pool2d_same import AvgPool2dSame
+from ..layers.pos_embed import resample_abs_pos_embed
+from ..layers.pos_embed_rel import resize_rel_axes
 from ..layers.shapes import make_divisible, to_2tuple
 
 __all__ = [
@@ -666,14 +668,27 @@ class ByobNet(Backbone):
         self.reset_classifier(0, "")
 
     def remap_checkpoint(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Takes CLIP's visual tower (OpenAI, OpenCLIP) and the authors' RepVGG and MobileOne checkpoints."""
+        """Takes CLIP's visual tower (OpenAI, OpenCLIP), the authors' RepVGG and MobileOne, and other image sizes."""
         if "visual.conv1.weight" in state_dict:
             visual = {key[len("visual.") :]: value for key, value in state_dict.items() if key.startswith("visual.")}
             renamed = {renamed_key(key, CLIP_NAMES): value for key, value in visual.items()}
             pooled = isinstance(self.head, AttentionPool2d)
-            return {key: value for key, value in renamed.items() if pooled or not key.startswith("head.")}
-        if any(key.startswith("stage0.rbr_") for key in state_dict):
-            return {renamed_key(key, REP_NAMES): value for key, value in state_dict.items()}
+            state_dict = {key: value for key, value in renamed.items() if pooled or not key.startswith("head.")}
+        elif any(key.startswith("stage0.rbr_") for key in state_dict):
+            state_dict = {renamed_key(key, REP_NAMES): value for key, value in state_dict.items()}
+        return self._resampled(dict(state_dict))
+
+    def _resampled(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Position tables of attention, learned at one size of map, for the size of this model's."""
+        for key, own in self.named_parameters():
+            table = state_dict.get(key)
+            if table is None or table.shape == own.shape:
+                continue
+            if key.endswith(("height_rel", "width_rel", "pos_emb")):
+                state_dict[key] = resize_rel_axes(table, own.shape[:-1])
+            elif key == "head.pos_embed":
+                side = self.head.feat_size
+                state_dict[key] = resample_abs_pos_embed(table[None], side, num_prefix_tokens=1)[0]
         return state_dict
 
 
