@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,9 @@ def create_model(
     if pretrained and checkpoint_path:
         pretrained = False  # the file given wins, so that nothing is downloaded for it
 
-    given: dict[str, Any] = dict(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay, cache_dir=cache_dir)
+    given: dict[str, Any] = dict(
+        pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay, cache_dir=cache_dir
+    )
     given = {key: value for key, value in given.items() if value is not None}
     with _place(device, dtype, direct=not (pretrained or checkpoint_path)):
         if registry.is_own(architecture):
@@ -288,7 +290,7 @@ def _load(
 
 
 @contextmanager
-def _place(device: torch.device | str | None, dtype: torch.dtype | None, direct: bool):
+def _place(device: torch.device | str | None, dtype: torch.dtype | None, direct: bool) -> Iterator[None]:
     """Makes parameters where and as they are wanted at once; weights that are loaded are moved afterwards."""
     with ExitStack() as stack:
         if direct and device is not None:
@@ -321,7 +323,9 @@ class _NoInit(TorchFunctionMode):
         super().__exit__(*raised)
         draws_weights.reset(self._token)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func.__name__ in self.WRITES:
             target = args[0] if args else kwargs.get("tensor")
