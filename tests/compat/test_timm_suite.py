@@ -57,6 +57,16 @@ def test_new_classifier_lives_where_the_model_does(name):
     assert not any(module.training for module in model.modules())
 
 
+def test_attention_head_classifies_an_unpooled_map():
+    with torch.device("meta"):
+        model = timm.create_model("resnet50_clip", num_classes=0, global_pool="").eval()
+        model.reset_classifier(2)
+        x = torch.zeros(1, 3, 224, 224)
+    assert model(x).shape == (1, 2, 7, 7)
+    model.reset_classifier(2, "token")
+    assert model(x).shape == (1, 2)
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_frozen_model_stays_frozen_without_its_classifier(name):
     model = timm.create_model(name, device="meta").requires_grad_(False)

@@ -408,7 +408,7 @@ class Backbone(nn.Module, metaclass=_Finished):
         like = next(self.parameters())
         self.num_classes = num_classes
         head = self._classifier_head()
-        takes_maps = self.layout == "NLC" or getattr(head, "use_conv", False)
+        takes_maps = self.layout == "NLC" or getattr(head, "use_conv", False) or getattr(head, "takes_maps", False)
         if num_classes and global_pool is None and not self._pool_type and not takes_maps:
             global_pool = "avg"
         if global_pool is not None:

@@ -20,6 +20,9 @@ __all__ = ["AttentionPool2d", "RotAttentionPool2d"]
 class AttentionPoolBase(nn.Module):
     """What both pools share: tokens of the map behind one summary token, attention among them, a projection."""
 
+    takes_maps = True
+    """The projection applies to each position, so it classifies a map that is left unpooled as well."""
+
     def set_up(
         self,
         in_features: int,
