@@ -7,6 +7,7 @@ from torch import nn
 from parity.oracle import TOLERANCE, compare, compare_keys
 from ziggurat.backbone import Step
 from ziggurat.models.res2net import Bottle2neck
+from ziggurat.models.resnet import Cell
 
 SIZE = 64
 
@@ -33,8 +34,8 @@ def test_keys_of_larger_variants_are_timms(name):
 
 def test_parts_feed_each_other_but_in_a_stages_first_block():
     """A change of the first part reaches the later parts of an ordinary block, and in the first block its own alone."""
-    inner = Bottle2neck(64, 16, Step(1, 1, 1), base_width=64, scale=4)
-    first = Bottle2neck(64, 16, Step(1, 1, 1), nn.Identity(), base_width=64, scale=4)
+    inner = Bottle2neck(64, 16, Step(1, 1, 1), cell=Cell(), scale=4)
+    first = Bottle2neck(64, 16, Step(1, 1, 1), nn.Identity(), Cell(), scale=4)
     for block, reached in ((inner, [True, True, True, False]), (first, [True, False, False, False])):
         block.eval()
         seen = []

@@ -135,3 +135,8 @@ def test_drop_block_is_in_the_last_two_stages_and_acts_in_training():
 def test_an_unreachable_output_stride_says_so():
     with pytest.raises(BadArgument, match="output_stride=12"):
         ziggurat.create_model("resnet18", output_stride=12)
+
+
+def test_a_setting_that_a_block_has_no_use_for_is_refused():
+    with pytest.raises(ziggurat.errors.BadArgument, match="cardinality=32: not defined for BasicBlock"):
+        ziggurat.create_model("resnet18", cardinality=32)

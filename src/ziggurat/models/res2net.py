@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from ..backbone import Family, Step
 from ..layers.create_attn import create_attn
 from ..layers.drop import DropPath
-from .resnet import ResNet
+from .resnet import Cell, ResNet
 
 __all__ = ["Bottle2neck"]
 
@@ -30,38 +27,31 @@ class Bottle2neck(nn.Module):
         chs: int,
         step: Step,
         downsample: nn.Module | None = None,
+        cell: Cell = Cell(),
         *,
         scale: int = 4,
-        cardinality: int = 1,
-        base_width: int = 26,
-        reduce_first: int = 1,
-        act_layer: Callable[..., nn.Module] = nn.ReLU,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        attn_layer: Any = None,
-        aa_layer: Any = None,
-        drop_block: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        assert reduce_first == 1 and aa_layer is None, "not defined for Res2Net"
+        cell.refuse(type(self), "reduce_first", "aa_layer")
         self.is_first = step.stride > 1 or downsample is not None
-        self.width = chs * base_width // 64 * cardinality
+        self.width = cell.width(chs)
         ladder = max(1, scale - 1)
         self.conv1 = nn.Conv2d(in_chs, self.width * scale, 1, bias=False)
-        self.bn1 = norm_layer(self.width * scale)
+        self.bn1 = cell.norm_layer(self.width * scale)
         self.convs = nn.ModuleList(
             nn.Conv2d(self.width, self.width, 3, step.stride, step.first_dilation, step.first_dilation,
-                      groups=cardinality, bias=False)
+                      groups=cell.cardinality, bias=False)
             for _ in range(ladder)
         )  # fmt: skip
-        self.bns = nn.ModuleList(norm_layer(self.width) for _ in range(ladder))
-        self.drop_block = drop_block() if drop_block else nn.Identity()
+        self.bns = nn.ModuleList(cell.norm_layer(self.width) for _ in range(ladder))
+        self.drop_block = cell.dropped()
         self.passes_on = scale > 1
         self.pool = nn.AvgPool2d(3, step.stride, padding=1) if self.is_first and self.passes_on else nn.Identity()
         self.conv3 = nn.Conv2d(self.width * scale, chs * self.expansion, 1, bias=False)
-        self.bn3 = norm_layer(chs * self.expansion)
-        self.se = create_attn(attn_layer, chs * self.expansion)
+        self.bn3 = cell.norm_layer(chs * self.expansion)
+        self.se = create_attn(cell.attn_layer, chs * self.expansion)
         self.drop_path = DropPath()
-        self.relu = act_layer(inplace=True)
+        self.relu = cell.act_layer(inplace=True)
         self.downsample = downsample
 
     @property

@@ -5,15 +5,12 @@ Strides are average pools beside the convolution ("avd"), before or after it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from torch import Tensor, nn
 
 from ..backbone import Family, Step
 from ..layers.drop import DropPath
 from ..layers.split_attn import SplitAttn
-from .resnet import ResNet
+from .resnet import Cell, ResNet
 
 __all__ = ["ResNestBottleneck"]
 
@@ -29,37 +26,30 @@ class ResNestBottleneck(nn.Module):
         chs: int,
         step: Step,
         downsample: nn.Module | None = None,
+        cell: Cell = Cell(),
         *,
         radix: int = 1,
-        cardinality: int = 1,
-        base_width: int = 64,
         avd: bool = False,
         avd_first: bool = False,
-        reduce_first: int = 1,
-        act_layer: Callable[..., nn.Module] = nn.ReLU,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        attn_layer: Any = None,
-        aa_layer: Any = None,
-        drop_block: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        assert reduce_first == 1 and attn_layer is None and aa_layer is None, "not defined for ResNeSt"
-        width = chs * base_width // 64 * cardinality
+        cell.refuse(type(self), "reduce_first", "attn_layer", "aa_layer")
+        width = cell.width(chs)
         pools = avd and step.stride > 1
         self.conv1 = nn.Conv2d(in_chs, width, 1, bias=False)
-        self.bn1 = norm_layer(width)
-        self.act1 = act_layer(inplace=True)
+        self.bn1 = cell.norm_layer(width)
+        self.act1 = cell.act_layer(inplace=True)
         self.avd_first = nn.AvgPool2d(3, step.stride, padding=1) if pools and avd_first else nn.Identity()
         self.conv2 = SplitAttn(
             width, width, kernel_size=3, stride=1 if pools else step.stride, padding=step.first_dilation,
-            dilation=step.first_dilation, groups=cardinality, radix=radix, norm_layer=norm_layer,
-            drop_layer=drop_block,
+            dilation=step.first_dilation, groups=cell.cardinality, radix=radix, norm_layer=cell.norm_layer,
+            drop_layer=cell.drop_block,
         )  # fmt: skip
         self.avd_last = nn.AvgPool2d(3, step.stride, padding=1) if pools and not avd_first else nn.Identity()
         self.conv3 = nn.Conv2d(width, chs * self.expansion, 1, bias=False)
-        self.bn3 = norm_layer(chs * self.expansion)
+        self.bn3 = cell.norm_layer(chs * self.expansion)
         self.drop_path = DropPath()
-        self.act3 = act_layer(inplace=True)
+        self.act3 = cell.act_layer(inplace=True)
         self.downsample = downsample
 
     @property

@@ -9,12 +9,14 @@ c, d, s and t stems of "Bag of Tricks" (He et al. 2018, 1812.01187), SE-ResNet (
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from ..backbone import Backbone, Family, Step
+from ..errors import BadArgument
 from ..layers.blur_pool import BlurPool2d, create_aa
 from ..layers.create_act import get_act_layer
 from ..layers.create_attn import create_attn
@@ -23,7 +25,39 @@ from ..layers.drop import DropBlock2d, DropPath
 from ..layers.pool2d_same import AvgPool2dSame
 from ..layers.squeeze_excite import SEModule
 
-__all__ = ["BasicBlock", "Bottleneck", "ResNet"]
+__all__ = ["BasicBlock", "Bottleneck", "Cell", "ResNet"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What all residual blocks of a network share, but for their widths and strides."""
+
+    cardinality: int = 1
+    base_width: int = 64
+    reduce_first: int = 1
+    act_layer: Callable[..., nn.Module] = nn.ReLU
+    norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d
+    aa_layer: Any = None
+    attn_layer: Any = None
+    drop_block: Callable[..., nn.Module] | None = None
+
+    def width(self, chs: int) -> int:
+        """Channels of the 3x3 convolution in a block of `chs`."""
+        return chs * self.base_width // 64 * self.cardinality
+
+    def blurs(self, step: Step) -> bool:
+        """Whether anti-aliasing takes the place of the stride."""
+        return self.aa_layer is not None and (step.stride == 2 or step.first_dilation != step.dilation)
+
+    def dropped(self) -> nn.Module:
+        """DropBlock, or nothing."""
+        return self.drop_block() if self.drop_block else nn.Identity()
+
+    def refuse(self, block: type, *names: str) -> None:
+        """Raises `BadArgument` where a setting that `block` has no use for is not the default."""
+        for name in names:
+            if getattr(self, name) != getattr(Cell, name):
+                raise BadArgument(f"{name}={getattr(self, name)}: not defined for {block.__name__}; leave it out")
 
 
 class BasicBlock(nn.Module):
@@ -37,31 +71,23 @@ class BasicBlock(nn.Module):
         chs: int,
         step: Step,
         downsample: nn.Module | None = None,
-        *,
-        cardinality: int = 1,
-        base_width: int = 64,
-        reduce_first: int = 1,
-        act_layer: Callable[..., nn.Module] = nn.ReLU,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        aa_layer: Any = None,
-        attn_layer: Any = None,
-        drop_block: Callable[..., nn.Module] | None = None,
+        cell: Cell = Cell(),
     ) -> None:
         super().__init__()
-        assert cardinality == 1 and base_width == 64, "a basic block has neither groups nor another width"
-        first_chs, out_chs = chs // reduce_first, chs * self.expansion
-        blurs = aa_layer is not None and (step.stride == 2 or step.first_dilation != step.dilation)
+        cell.refuse(type(self), "cardinality", "base_width")
+        first_chs, out_chs = chs // cell.reduce_first, chs * self.expansion
+        blurs = cell.blurs(step)
         self.conv1 = nn.Conv2d(in_chs, first_chs, 3, 1 if blurs else step.stride, step.first_dilation,
                                step.first_dilation, bias=False)
-        self.bn1 = norm_layer(first_chs)
-        self.drop_block = drop_block() if drop_block else nn.Identity()
-        self.act1 = act_layer(inplace=True)
-        self.aa = create_aa(aa_layer, channels=first_chs, stride=step.stride, enable=blurs)
+        self.bn1 = cell.norm_layer(first_chs)
+        self.drop_block = cell.dropped()
+        self.act1 = cell.act_layer(inplace=True)
+        self.aa = create_aa(cell.aa_layer, channels=first_chs, stride=step.stride, enable=blurs)
         self.conv2 = nn.Conv2d(first_chs, out_chs, 3, 1, step.dilation, step.dilation, bias=False)
-        self.bn2 = norm_layer(out_chs)
-        self.se = create_attn(attn_layer, out_chs)
+        self.bn2 = cell.norm_layer(out_chs)
+        self.se = create_attn(cell.attn_layer, out_chs)
         self.drop_path = DropPath()
-        self.act2 = act_layer(inplace=True)
+        self.act2 = cell.act_layer(inplace=True)
         self.downsample = downsample
 
     @property
@@ -89,34 +115,26 @@ class Bottleneck(nn.Module):
         chs: int,
         step: Step,
         downsample: nn.Module | None = None,
-        *,
-        cardinality: int = 1,
-        base_width: int = 64,
-        reduce_first: int = 1,
-        act_layer: Callable[..., nn.Module] = nn.ReLU,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        aa_layer: Any = None,
-        attn_layer: Any = None,
-        drop_block: Callable[..., nn.Module] | None = None,
+        cell: Cell = Cell(),
     ) -> None:
         super().__init__()
-        width = chs * base_width // 64 * cardinality
-        first_chs, out_chs = width // reduce_first, chs * self.expansion
-        blurs = aa_layer is not None and (step.stride == 2 or step.first_dilation != step.dilation)
+        width, out_chs = cell.width(chs), chs * self.expansion
+        first_chs = width // cell.reduce_first
+        blurs = cell.blurs(step)
         self.conv1 = nn.Conv2d(in_chs, first_chs, 1, bias=False)
-        self.bn1 = norm_layer(first_chs)
-        self.act1 = act_layer(inplace=True)
+        self.bn1 = cell.norm_layer(first_chs)
+        self.act1 = cell.act_layer(inplace=True)
         self.conv2 = nn.Conv2d(first_chs, width, 3, 1 if blurs else step.stride, step.first_dilation,
-                               step.first_dilation, groups=cardinality, bias=False)
-        self.bn2 = norm_layer(width)
-        self.drop_block = drop_block() if drop_block else nn.Identity()
-        self.act2 = act_layer(inplace=True)
-        self.aa = create_aa(aa_layer, channels=width, stride=step.stride, enable=blurs)
+                               step.first_dilation, groups=cell.cardinality, bias=False)
+        self.bn2 = cell.norm_layer(width)
+        self.drop_block = cell.dropped()
+        self.act2 = cell.act_layer(inplace=True)
+        self.aa = create_aa(cell.aa_layer, channels=width, stride=step.stride, enable=blurs)
         self.conv3 = nn.Conv2d(width, out_chs, 1, bias=False)
-        self.bn3 = norm_layer(out_chs)
-        self.se = create_attn(attn_layer, out_chs)
+        self.bn3 = cell.norm_layer(out_chs)
+        self.se = create_attn(cell.attn_layer, out_chs)
         self.drop_path = DropPath()
-        self.act3 = act_layer(inplace=True)
+        self.act3 = cell.act_layer(inplace=True)
         self.downsample = downsample
 
     @property
@@ -233,15 +251,17 @@ class ResNet(Backbone):
         self.plan.spend(2)
 
         blocks = tuple(block) if isinstance(block, (tuple, list)) else (block,) * len(channels)
-        cell = dict(cardinality=cardinality, base_width=base_width, reduce_first=block_reduce_first,
-                    act_layer=act_layer, norm_layer=norm_layer, aa_layer=aa_layer, **(block_args or {}))
+        shared = {field.name for field in fields(Cell)}
+        own_args = {name: value for name, value in (block_args or {}).items() if name not in shared}
+        cell = Cell(cardinality, base_width, block_reduce_first, act_layer, norm_layer, aa_layer,
+                    **{name: value for name, value in (block_args or {}).items() if name in shared})
         for i, (make, chs, depth) in enumerate(zip(blocks, channels, layers)):
             make = BLOCKS.get(make, make) if isinstance(make, str) else make
             step = self.plan.step(1 if i == 0 else 2)
-            drop_block = None
             if drop_block_rate and self.drop_block_settings[i]:
                 size, gamma = self.drop_block_settings[i]
-                drop_block = partial(DropBlock2d, drop_prob=drop_block_rate, block_size=size, gamma_scale=gamma)
+                cell = replace(cell, drop_block=partial(DropBlock2d, drop_prob=drop_block_rate, block_size=size,
+                                                        gamma_scale=gamma))
             out_chs = chs * make.expansion
             stage = []
             for _ in range(depth):
@@ -249,7 +269,7 @@ class ResNet(Backbone):
                 if step.stride != 1 or width != out_chs:
                     shape = downsample_avg if avg_down else downsample_conv
                     shortcut = shape(width, out_chs, down_kernel_size, step, norm_layer)
-                stage.append(make(width, chs, step, shortcut, drop_block=drop_block, **cell))
+                stage.append(make(width, chs, step, shortcut, cell, **own_args))
                 width, step = out_chs, Step(1, step.dilation, step.dilation)
             self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
             self.plan.mark(width, f"layer{i + 1}")

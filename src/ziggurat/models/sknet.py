@@ -5,7 +5,6 @@ The 18- and 34-layer networks follow "Compounding the Performance Improvements" 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from ..layers.conv_bn_act import ConvNormAct
 from ..layers.create_attn import create_attn
 from ..layers.drop import DropPath
 from ..layers.selective_kernel import SelectiveKernel
-from .resnet import ResNet
+from .resnet import Cell, ResNet
 
 __all__ = ["SelectiveKernelBasic", "SelectiveKernelBottleneck"]
 
@@ -31,27 +30,20 @@ class SelectiveKernelBasic(nn.Module):
         chs: int,
         step: Step,
         downsample: nn.Module | None = None,
+        cell: Cell = Cell(),
         *,
         sk_kwargs: dict[str, Any] | None = None,
-        cardinality: int = 1,
-        base_width: int = 64,
-        reduce_first: int = 1,
-        act_layer: Callable[..., nn.Module] = nn.ReLU,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        attn_layer: Any = None,
-        aa_layer: Any = None,
-        drop_block: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        assert cardinality == 1 and base_width == 64, "a basic block has neither groups nor another width"
-        cell: dict[str, Any] = dict(act_layer=act_layer, norm_layer=norm_layer)
-        first_chs, out_chs = chs // reduce_first, chs * self.expansion
+        cell.refuse(type(self), "cardinality", "base_width")
+        layers: dict[str, Any] = dict(act_layer=cell.act_layer, norm_layer=cell.norm_layer)
+        first_chs, out_chs = chs // cell.reduce_first, chs * self.expansion
         self.conv1 = SelectiveKernel(in_chs, first_chs, stride=step.stride, dilation=step.first_dilation,
-                                     aa_layer=aa_layer, drop_layer=drop_block, **cell, **(sk_kwargs or {}))
-        self.conv2 = ConvNormAct(first_chs, out_chs, kernel_size=3, dilation=step.dilation, apply_act=False, **cell)
-        self.se = create_attn(attn_layer, out_chs)
+                                     aa_layer=cell.aa_layer, drop_layer=cell.drop_block, **layers, **(sk_kwargs or {}))
+        self.conv2 = ConvNormAct(first_chs, out_chs, kernel_size=3, dilation=step.dilation, apply_act=False, **layers)
+        self.se = create_attn(cell.attn_layer, out_chs)
         self.drop_path = DropPath()
-        self.act = act_layer(inplace=True)
+        self.act = cell.act_layer(inplace=True)
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,29 +65,22 @@ class SelectiveKernelBottleneck(nn.Module):
         chs: int,
         step: Step,
         downsample: nn.Module | None = None,
+        cell: Cell = Cell(),
         *,
         sk_kwargs: dict[str, Any] | None = None,
-        cardinality: int = 1,
-        base_width: int = 64,
-        reduce_first: int = 1,
-        act_layer: Callable[..., nn.Module] = nn.ReLU,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        attn_layer: Any = None,
-        aa_layer: Any = None,
-        drop_block: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        cell: dict[str, Any] = dict(act_layer=act_layer, norm_layer=norm_layer)
-        width = chs * base_width // 64 * cardinality
-        first_chs, out_chs = width // reduce_first, chs * self.expansion
-        self.conv1 = ConvNormAct(in_chs, first_chs, kernel_size=1, **cell)
+        layers: dict[str, Any] = dict(act_layer=cell.act_layer, norm_layer=cell.norm_layer)
+        width, out_chs = cell.width(chs), chs * self.expansion
+        first_chs = width // cell.reduce_first
+        self.conv1 = ConvNormAct(in_chs, first_chs, kernel_size=1, **layers)
         self.conv2 = SelectiveKernel(first_chs, width, stride=step.stride, dilation=step.first_dilation,
-                                     groups=cardinality, aa_layer=aa_layer, drop_layer=drop_block, **cell,
+                                     groups=cell.cardinality, aa_layer=cell.aa_layer, drop_layer=cell.drop_block, **layers,
                                      **(sk_kwargs or {}))
-        self.conv3 = ConvNormAct(width, out_chs, kernel_size=1, apply_act=False, **cell)
-        self.se = create_attn(attn_layer, out_chs)
+        self.conv3 = ConvNormAct(width, out_chs, kernel_size=1, apply_act=False, **layers)
+        self.se = create_attn(cell.attn_layer, out_chs)
         self.drop_path = DropPath()
-        self.act = act_layer(inplace=True)
+        self.act = cell.act_layer(inplace=True)
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
