@@ -12,6 +12,7 @@ import argparse
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,17 +24,22 @@ from ziggurat.registry import CATALOG
 from ziggurat.weights.pretrained import PretrainedCfg, pretrained_cfgs
 
 
-def measured(module: str) -> str:
-    """The catalog of one module, as it is to stand in its file."""
+def measured(module: str, names: Sequence[str] | None = None) -> list[str]:
+    """The rows of one module's catalog, as they are to stand in its file: all, or those of the architectures named."""
     family = importlib.import_module(f"ziggurat.models.{module}").family
     weights = pretrained_cfgs(module)
     rows = []
-    for name in family:
+    for name in names or family:
         cls, row = family[name]
         cfg = next(iter(weights.get(name, {}).values()), PretrainedCfg())
         with torch.device("meta"):
             model = build_model_with_cfg(cls, name, pretrained_cfg=cfg, **row)
         rows.append(f"  {json.dumps(name)}: {json.dumps(measure(model, cfg.input_size))}")
+    return rows
+
+
+def page(rows: Sequence[str]) -> str:
+    """A catalog file of these rows."""
     return "{\n" + ",\n".join(rows) + "\n}\n"
 
 
@@ -45,7 +51,7 @@ def main() -> int:
     stale = []
     for module in args.modules or _families():
         path = Path(CATALOG) / f"{module}.json"
-        text = measured(module)
+        text = page(measured(module))
         if args.check:
             if not path.is_file() or path.read_text(encoding="utf-8") != text:
                 stale.append(module)

@@ -55,17 +55,16 @@ def measure(model: Backbone, input_size: tuple[int, int, int]) -> dict[str, Any]
     """
     model = model.eval().requires_grad_(False)  # a view of a parameter as a module input trips the counter
     x = torch.zeros(1, *input_size, device="meta")
-    levels = measured_levels(model, x)
-    for (channels, height, width), said in zip(levels, model.feature_info):
+    with torch.no_grad(), FlopCounterMode(display=False) as flops, _activations(model) as sizes:
+        features, levels = model.forward_intermediates(x)
+        model.forward_head(features)
+    for level, said in zip(levels, model.feature_info):
+        _, channels, height, width = level.shape
         assert channels == said["num_chs"], f"level {said} has {channels} channels"
         reduction = said["reduction"]
         fits = {math.ceil(input_size[1] / reduction), input_size[1] // reduction}
         assert height in fits, f"level {said} is {height} x {width} for {input_size}"
-    with torch.no_grad(), FlopCounterMode(display=False) as flops, _activations(model) as sizes:
-        scores = model(x)
-        del scores
     with torch.no_grad():
-        features = model.forward_features(x)
         embedding = model.forward_head(features, pre_logits=True)
     facts = dict(
         params=sum(p.numel() for p in model.parameters()),
