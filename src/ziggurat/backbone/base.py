@@ -239,9 +239,12 @@ class Backbone(nn.Module, metaclass=_Finished):
         for i in take:
             level = self._normed(levels[i], i) if norm else levels[i]
             prefix = level[:, : self.num_prefix_tokens] if self.layout == "NLC" else None
-            level = self._as_map(level, x)
-            if output_fmt == "NLC":
-                level = level.flatten(2).transpose(1, 2)
+            if output_fmt == self.layout == "NLC":
+                level = level[:, self.num_prefix_tokens :]
+            else:
+                level = self._as_map(level, x)
+                if output_fmt == "NLC":
+                    level = level.flatten(2).transpose(1, 2)
             chosen.append((level, prefix) if return_prefix_tokens and prefix is not None else level)
         if intermediates_only:
             return chosen
