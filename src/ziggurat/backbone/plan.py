@@ -48,7 +48,7 @@ class Plan:
 
     def mark(self, channels: int, module: str, reduction: int | None = None) -> None:
         """A level of `channels`, put out by the submodule at path `module`, at the stride reached."""
-        self.levels.append(dict(num_chs=channels, reduction=reduction or self.reduction, module=module))
+        self.levels.append(dict(num_chs=channels, reduction=reduction or self.reduction, module=module, norm=False))
 
     def check(self, name: str) -> None:
         """Raises `UnsupportedStride` where an `output_stride` was asked for that the plan did not reach."""
@@ -66,9 +66,10 @@ class Plan:
 class FeatureInfo(Sequence):
     """The levels of a backbone, finest first, and which of them are given out.
 
-    Each level is a dict of `num_chs` (channels), `reduction` (stride in input pixels) and `module` (the path of the
-    submodule that makes it). The accessors speak of the levels in `out_indices` (all, unless chosen), in that order;
-    an index or a list of indices as their argument asks for those positions of the whole list instead.
+    Each level is a dict of `num_chs` (channels), `reduction` (stride in input pixels), `module` (the path of the
+    submodule that makes it) and `norm` (whether it is given out behind the trunk's final norm). The accessors speak of
+    the levels in `out_indices` (all, unless chosen), in that order; an index or a list of indices as their argument
+    asks for those positions of the whole list instead.
     """
 
     def __init__(self, levels: Iterable[dict[str, Any]], out_indices: int | Sequence[int] | None = None) -> None:
@@ -94,6 +95,7 @@ class FeatureInfo(Sequence):
 
     def __repr__(self) -> str:
         rows = (f"{i}: stride {self.info[i]['reduction']}, {self.info[i]['num_chs']} channels, {self.info[i]['module']}"
+                f"{', normed' if self.info[i]['norm'] else ''}"
                 for i in self.out_indices)
         return f"FeatureInfo({'; '.join(rows)})"
 
@@ -159,8 +161,9 @@ def take_strides(reductions: Sequence[int], strides: int | Sequence[int]) -> tup
     deepest = {reduction: index for index, reduction in enumerate(reductions)}
     missing = [s for s in strides if s not in deepest]
     if missing:
+        single = "; features_only=True with pyramid='interpolate' or 'simple' makes others of it" * (len(deepest) == 1)
         raise UnsupportedStride(f"out_strides={list(strides)}: there is no level of stride {missing[0]}; "
-                                f"this architecture has strides {sorted(deepest)}")
+                                f"this architecture has strides {sorted(deepest)}{single}")
     if not strides:
         raise BadArgument(f"out_strides is empty; give some of {sorted(deepest)}")
     if len(set(strides)) < len(strides):
