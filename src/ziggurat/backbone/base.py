@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import BadArgument
 from ..layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from ..layers.classifier import ClassifierHead
+from .freezing import Frozen, freeze_modules, hold_still, unfreeze_modules, without_modules
 from .levels import Levels
 from .plan import FeatureInfo, Plan, take_indices
 from .units import MATCH_PREV_GROUP, checkpoint_units, named_units, schedule_drop_path
@@ -87,6 +88,7 @@ class Backbone(Levels, metaclass=_Finished):
         self.prefix_tokens = {}
         self.out_indices = None
         self.pretrained_cfg: dict[str, Any] = {}
+        self.frozen: Frozen | None = None
         self.classifiers: tuple[str, ...] = ()  # paths of the classifying layers
         self._pool_type = global_pool
         self._hidden: int | None = None  # width of the embedding, where the family's own head decides it
@@ -342,6 +344,8 @@ class Backbone(Levels, metaclass=_Finished):
                 for path in self.classifiers:
                     owner, _, name = path.rpartition(".")
                     setattr(self.get_submodule(owner), name, self.new_classifier(path).to(dtype=like.dtype))
+        if self.frozen is not None:
+            self.frozen = without_modules(self.frozen, self._head_modules())
         self.train(self.training)
 
     def drop_head(self) -> None:
@@ -358,6 +362,38 @@ class Backbone(Levels, metaclass=_Finished):
         """Trades time for memory in training: units keep their input only and run again in the backward pass."""
         self.grad_checkpointing = enable
         checkpoint_units(named_units(self, self.units), enable)
+
+    def freeze(self, upto: int | None = None) -> tuple[str, ...]:
+        """Stops training of everything up to and including level `upto` (negative: from the end); None: of all.
+
+        Parameters there, positions and class tokens included, no longer require gradients; batch-norm statistics stay
+        as they are and dropout and drop path are off, also after `train()`. The forward pass in evaluation is
+        unchanged. Returns the paths of the modules frozen. A later call replaces an earlier one, and a classifier that
+        `reset_classifier` makes afterwards trains. Raises `BadArgument` for a level that is not there.
+        """
+        after: list[str] = []
+        if upto is not None:
+            if not -self._depth <= upto < self._depth:
+                raise BadArgument(f"upto={upto}: there is no such level; give 0 to {self._depth - 1} "
+                                  f"(or -{self._depth} to -1 from the end), or None to freeze everything")
+            upto %= self._depth
+            after = self._registered_after(self.feature_info[upto]["module"])
+        self.unfreeze()
+        self.frozen = freeze_modules(self, upto, after)
+        return self.frozen.modules
+
+    def unfreeze(self) -> None:
+        """Undoes `freeze`: what trained before it trains again."""
+        frozen, self.frozen = self.frozen, None
+        if frozen is not None:
+            unfreeze_modules(self, frozen)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Sets training or evaluation mode; what `freeze` has frozen stays in evaluation."""
+        super().train(mode)
+        if mode and self.frozen is not None:
+            hold_still(self, self.frozen)
+        return self
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that sort parameters by depth, for `group_parameters`: one group a unit, or a stage if `coarse`."""
