@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import BadArgument
+from ..errors import BadArgument, UnsupportedStride
 from ..layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from ..layers.classifier import ClassifierHead
 from .freezing import Frozen, freeze_modules, hold_still, unfreeze_modules, without_modules
 from .levels import Levels
-from .plan import FeatureInfo, Plan, take_indices
+from .plan import Plan, take_indices
 from .units import MATCH_PREV_GROUP, checkpoint_units, named_units, schedule_drop_path
 
 __all__ = ["Backbone"]
@@ -49,8 +49,12 @@ class Backbone(Levels, metaclass=_Finished):
     - `num_classes` (1000): width of the classifier; 0 leaves it out and the model returns the embedding.
     - `in_chans` (3): channels of the input.
     - `global_pool` (the family's own, mostly 'avg'): how the last map becomes a vector; '' leaves it a map.
-    - `output_stride` (None): the coarsest stride allowed; later strides become dilation (Chen et al. 2017,
-      arXiv 1706.05587). Raises `UnsupportedStride` where an architecture cannot do that.
+    - `output_stride` (None): the coarsest stride allowed, 4, 8 or 16, say. Later strides become dilation (Chen et al.
+      2017, arXiv 1706.05587) where the field does so; elsewhere phases of the input are shifted, run as a batch and
+      stitched together, which every architecture can (`backbone/stitching.py`).
+    - `output_stride_mode` ('auto'): 'dilated' or 'stitched' insists on one of them. At the native grid's positions a
+      stitched map is the native map; a dilated one is not where a layer pools its whole input (squeeze and excite) or
+      blurs before it strides. 'dilated' raises `UnsupportedStride` where dilation does not reach.
     - `drop_rate` (0.0): dropout before the classifier.
     - `drop_path_rate` (0.0): stochastic depth at the last unit, growing linearly from the first.
     """
@@ -59,6 +63,8 @@ class Backbone(Levels, metaclass=_Finished):
     """Regular expression over module paths: the repeated units, their numbers captured."""
     default_out_indices: ClassVar[int | tuple[int, ...] | None] = None
     """Levels that `features_only` gives unless told: all; the last n; or these."""
+    dilates_to: ClassVar[int | None] = None
+    """The smallest output stride that dilation serves by default; below it, and where None, maps are stitched."""
     drop_path_reaches_rate: ClassVar[bool] = True
     """Whether the last unit's drop path is the full `drop_path_rate` (see `schedule_drop_path`)."""
     not_decayed: ClassVar[frozenset[str]] = frozenset()
@@ -74,17 +80,25 @@ class Backbone(Levels, metaclass=_Finished):
         output_stride: int | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        output_stride_mode: str = "auto",
     ) -> None:
         super().__init__()
-        if output_stride is not None and output_stride not in (1, 2, 4, 8, 16, 32):
-            raise BadArgument(f"output_stride={output_stride}: give 4, 8, 16 or 32 (or leave it out)")
+        if output_stride is not None and output_stride < 1:
+            raise BadArgument(f"output_stride={output_stride}: give 4, 8 or 16, say, or leave it out")
+        if output_stride_mode not in ("auto", "dilated", "stitched"):
+            raise BadArgument(f"output_stride_mode={output_stride_mode!r}: give 'auto', 'dilated' or 'stitched'")
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.drop_path_rate = drop_path_rate
         self.grad_checkpointing = False
         self.distilled_training = False
-        self.plan = Plan(output_stride)
+        self.output_stride = output_stride
+        self.output_stride_mode = output_stride_mode
+        dilates = output_stride_mode == "dilated"
+        if output_stride is not None and output_stride_mode == "auto":
+            dilates = self.dilates_to is not None and output_stride >= self.dilates_to
+        self.plan = Plan(output_stride if dilates else None)
         self.prefix_tokens = {}
         self.out_indices = None
         self.pretrained_cfg: dict[str, Any] = {}
@@ -97,8 +111,11 @@ class Backbone(Levels, metaclass=_Finished):
     def _finish(self) -> None:
         assert self.plan.levels, f"{type(self).__name__} marks no level"
         assert self.classifiers, f"{type(self).__name__} makes no head"
-        self.plan.check(type(self).__name__)
-        self.feature_info = FeatureInfo(self.plan.levels)
+        self._hold_stride()
+        if self._boundaries and self.output_stride_mode == "dilated":
+            strides = sorted({level["reduction"] for level in self.plan.levels})
+            raise UnsupportedStride(f"output_stride={self.output_stride}: {type(self).__name__} cannot be dilated to that, "
+                                    f"its levels have strides {strides}; leave output_stride_mode out or give 'stitched'")
         self._depth = len(self.feature_info)
         schedule_drop_path(named_units(self, self.units), self.drop_path_rate, self.drop_path_reaches_rate)
         if draws_weights.get():

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from ..errors import BadArgument
+from ..errors import BadArgument, UnsupportedStride
 from .plan import FeatureInfo, Plan, take_indices, take_strides
+from .stitching import Boundary, ShiftsInput, boundaries, interleaved, shifted
 
 __all__ = ["Levels"]
 
@@ -23,6 +25,9 @@ class Levels(nn.Module):
     isotropic: ClassVar[bool] = False
     """All levels have the width and the grid of the last, so the final norm fits each of them (a plain ViT)."""
 
+    stitches_image: ClassVar[bool] = False
+    """Stitched output strides shift the image: between levels the network's state is more than one map."""
+
     plan: Plan
     feature_info: FeatureInfo
     prefix_tokens: dict[str, int]
@@ -30,8 +35,11 @@ class Levels(nn.Module):
     out_indices: tuple[int, ...] | None
     """The levels that a features-only model gives."""
     num_features: int
+    output_stride: int | None
+    """The coarsest stride allowed, as it was asked for."""
     _depth: int  # levels that pruning has left
     _stops_at: int | None  # index of the level that a pruned trunk ends with
+    _boundaries: tuple[Boundary, ...]  # where output_stride is reached by shifting and stitching
 
     # ---------------------------------------------------------------- what a family says
 
@@ -78,21 +86,20 @@ class Levels(nn.Module):
             raise BadArgument(f"level {wanted} was pruned; levels 0 to {self._depth - 1} are left")
         stop = self._stops_at if to_end else wanted
         levels: dict[int, Tensor] = {}
-        last = x
-        for index, level in enumerate(self.trunk(x, **inputs)):
-            last = level
+        level, index = x, 0
+        for index, level in enumerate(self.trunk(self._shifted_image(x), **inputs)):
             if index in take:
-                levels[index] = level
+                levels[index] = self._stitched(level, index, x)
             if index == stop:
                 break
-        return levels, last
+        return levels, levels[index] if index in levels else self._stitched(level, index, x)
 
     def _as_map(self, level: Tensor, x: Tensor) -> Tensor:
         """A level in the trunk's layout as an NCHW map; `x` is the image batch that it came from."""
         if self.layout == "NHWC":
             return level.permute(0, 3, 1, 2).contiguous()
         if self.layout == "NLC":
-            rows, columns = self.token_grid(x.shape[-2], x.shape[-1])
+            rows, columns = self._dense_grid(x)
             patches = level[:, self.num_prefix_tokens :]
             return patches.reshape(x.shape[0], rows, columns, -1).permute(0, 3, 1, 2).contiguous()
         return level
@@ -119,6 +126,66 @@ class Levels(nn.Module):
         if strides is None:
             strides = list(dict.fromkeys(reductions))
         return tuple(held[i] for i in take_strides(reductions, strides))
+
+    # ---------------------------------------------------------------- output strides beyond dilation
+
+    def _hold_stride(self) -> None:
+        """Sets up what shifts inputs where a level would go coarser than `output_stride`, and `feature_info`."""
+        output_stride = self.output_stride
+        native = [level["reduction"] for level in self.plan.levels]
+        if output_stride is not None and max(native) % output_stride and output_stride & (output_stride - 1):
+            divisors = [s for s in range(1, max(native) + 1) if max(native) % s == 0]
+            raise BadArgument(f"output_stride={output_stride}: give one of {', '.join(map(str, divisors))}, or leave it out")
+        held, found = boundaries(native, output_stride or max(native))
+        if found and (self.stitches_image or self.layout == "NLC"):
+            found = [Boundary(0, max(native) // held[-1], held[-1])]
+        if found and self.layout == "NLC" and self.token_grid(4 * native[-1], 4 * native[-1]) != (4, 4):
+            raise UnsupportedStride(f"output_stride={output_stride}: patches that are not square cannot be stitched; "
+                                    "leave output_stride out")
+        self._boundaries = tuple(found)
+        for boundary in found:
+            if boundary.level:
+                later = self._registered_after(self.plan.levels[boundary.level - 1]["module"])
+                module = self.get_submodule(max(later, key=lambda path: path.count(".")))  # the nearest
+                while isinstance(module, (nn.Sequential, nn.ModuleList)):
+                    module = module[0]  # which is called, whether the container is or its children are
+                module.register_forward_pre_hook(ShiftsInput(boundary, self.layout == "NHWC"))
+        levels = (level | {"reduction": stride} for level, stride in zip(self.plan.levels, held))
+        self.feature_info = FeatureInfo(levels, self.out_indices)
+
+    def _shifted_image(self, x: Tensor) -> Tensor:
+        first = self._boundaries[:1]
+        return shifted(x, first[0].phases, first[0].step) if first and first[0].level == 0 else x
+
+    def _stitched(self, level: Tensor, index: int, x: Tensor) -> Tensor:
+        """What the trunk yielded at `index` as one dense map an image of the batch `x`, in the same layout.
+
+        Tokens before the patches are those of the undisturbed network.
+        """
+        index = min(index, len(self.feature_info) - 1)
+        phases = [boundary.phases for boundary in self._boundaries if boundary.level <= index]
+        if not phases:
+            return level
+        batch, _, height, width = x.shape
+        size = self.feature_info.sizes(height, width, index)
+        native, held = self.plan.levels[index]["reduction"], self.feature_info[index]["reduction"]
+        if self._boundaries[0].level == 0 and native // held < phases[0]:  # phases that finer levels do not need
+            k = native // held
+            level = level.unflatten(0, (batch, phases[0], phases[0]))[:, :k, :k].flatten(0, 2)
+            phases = [k]
+        if self.layout == "NHWC":
+            return interleaved(level.permute(0, 3, 1, 2), phases, size).permute(0, 2, 3, 1)
+        if self.layout == "NLC":
+            count = self.num_prefix_tokens
+            maps = level[:, count:].unflatten(1, self.token_grid(height, width)).permute(0, 3, 1, 2)
+            patches = interleaved(maps, phases, size).flatten(2).transpose(1, 2)
+            return torch.cat((level[:: phases[0] ** 2, :count], patches), dim=1)
+        return interleaved(level, phases, size)
+
+    def _dense_grid(self, x: Tensor) -> tuple[int, int]:
+        """Rows and columns of the patches that the trunk's tokens are handed out with."""
+        height, width = x.shape[-2:]
+        return self.feature_info.sizes(height, width, -1) if self._boundaries else self.token_grid(height, width)
 
     # ---------------------------------------------------------------- pruning
 

@@ -50,18 +50,6 @@ class Plan:
         """A level of `channels`, put out by the submodule at path `module`, at the stride reached."""
         self.levels.append(dict(num_chs=channels, reduction=reduction or self.reduction, module=module, norm=False))
 
-    def check(self, name: str) -> None:
-        """Raises `UnsupportedStride` where an `output_stride` was asked for that the plan did not reach."""
-        if self.output_stride is None:
-            return
-        coarsest = max(level["reduction"] for level in self.levels)
-        if coarsest > self.output_stride:
-            strides = sorted({level["reduction"] for level in self.levels})
-            raise UnsupportedStride(
-                f"output_stride={self.output_stride}: {name} cannot stop there, its levels have strides {strides}; "
-                f"leave output_stride out or give {coarsest} or more"
-            )
-
 
 class FeatureInfo(Sequence):
     """The levels of a backbone, finest first, and which of them are given out.
@@ -122,6 +110,16 @@ class FeatureInfo(Sequence):
     def reduction(self, idx: int | Sequence[int] | None = None) -> Any:
         """Strides of the levels given out, in input pixels."""
         return self.get("reduction", idx)
+
+    @overload
+    def sizes(self, height: int, width: int, idx: int) -> tuple[int, int]: ...
+    @overload
+    def sizes(self, height: int, width: int, idx: Sequence[int] | None = None) -> list[tuple[int, int]]: ...
+    def sizes(self, height: int, width: int, idx: int | Sequence[int] | None = None) -> Any:
+        """Rows and columns of the levels given out for an image of `height` x `width` pixels, before it is run."""
+        strides = self.reduction(idx)
+        sizes = [(-(-height // s), -(-width // s)) for s in ([strides] if isinstance(idx, int) else strides)]
+        return sizes[0] if isinstance(idx, int) else sizes
 
     def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
         """Paths of the submodules that make the levels given out."""

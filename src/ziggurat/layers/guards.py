@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
+import torch
 from torch import fx
 from torch.overrides import handle_torch_function
 
@@ -13,7 +14,7 @@ from ziggurat.errors import BadArgument
 
 from .trace_utils import register_notrace_function
 
-__all__ = ["require", "traced_whole"]
+__all__ = ["blocks", "require", "surely", "traced_whole"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,3 +52,24 @@ def require(condition: bool, message: str) -> None:
     """Raise `BadArgument(message)` unless the condition on the input's shape holds."""
     if not condition:
         raise BadArgument(message)
+
+
+def surely(condition: Any) -> bool:
+    """Whether a condition on the input's shape holds, asked to take a shortcut that changes no result.
+
+    In a graph that is recorded for more than one size it holds only if it does for all of them, and asking ties the
+    graph to none: `if height == 14` would.
+    """
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true  # brings sympy along
+
+        return statically_known_true(condition)
+    return condition is True  # a traced value is neither
+
+
+def blocks(length: Any, side: int) -> Any:
+    """How many blocks of `side` cover `length`, the last one cut perhaps: the size after a stride, rounded up.
+
+    Written as a strided convolution's size is, so that torch.export sees that the two are equal.
+    """
+    return (length - 1) // side + 1

@@ -9,10 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .guards import blocks, surely
 from .shapes import to_2tuple
 from .typing import PadType
 
-__all__ = ["get_padding", "get_padding_value", "get_same_padding", "is_static_pad", "pad_same", "pad_same_arg"]
+__all__ = [
+    "get_padding",
+    "get_padding_value",
+    "get_same_padding",
+    "is_static_pad",
+    "pad_same",
+    "pad_same_arg",
+    "pad_to_multiple",
+]
 
 Size = int | Sequence[int]
 
@@ -69,6 +78,15 @@ def pad_same(
     if not torch.compiler.is_compiling() and all(type(p) is int and p == 0 for p in padding):
         return x
     return F.pad(x, padding, value=value)
+
+
+def pad_to_multiple(x: Tensor, side: Size, mode: str = "constant", value: float | None = None) -> Tensor:
+    """A map (N, C, H, W), filled up below and to the right until its sides are multiples of `side`."""
+    height, width = x.shape[-2:]
+    down, right = (blocks(length, s) * s - length for length, s in zip((height, width), to_2tuple(side)))
+    if surely((down == 0) & (right == 0)):
+        return x
+    return F.pad(x, (0, right, 0, down), mode, value)
 
 
 def get_padding_value(padding: PadType, kernel_size: Size, **kwargs: Any) -> tuple[Any, bool]:

@@ -38,6 +38,7 @@ from ..layers.create_conv2d import create_conv2d
 from ..layers.create_norm_act import get_norm_act_layer
 from ..layers.drop import DropBlock2d, DropPath
 from ..layers.evo_norm import EvoNorm2dS0a
+from ..layers.pool2d_ceil import AvgPool2dCeil
 from ..layers.pool2d_same import AvgPool2dSame
 from ..layers.pos_embed import resample_abs_pos_embed
 from ..layers.pos_embed_rel import resize_rel_axes
@@ -131,7 +132,7 @@ class AvgShortcut(nn.Sequential):
         if step.first_dilation > 1:
             pool = AvgPool2dSame(2, 1, ceil_mode=True, count_include_pad=False)
         elif step.stride > 1:
-            pool = nn.AvgPool2d(2, step.stride, ceil_mode=True, count_include_pad=False)
+            pool = AvgPool2dCeil()
         self.pool = pool
         self.conv = kit.conv(in_chs, out_chs, 1, apply_act=False)
 
@@ -492,6 +493,7 @@ class ByobNet(Backbone):
     """
 
     units = r"stages\.(\d+)\.(\d+)"
+    dilates_to = 2
 
     def __init__(
         self,

@@ -237,6 +237,7 @@ class CspNet(Backbone):
     """
 
     units = r"stages\.(\d+)\.blocks\.(\d+)"
+    dilates_to = 8
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..backbone import Backbone, Family
 from ..layers.blur_pool import create_aa
 from ..layers.create_norm_act import get_norm_act_layer
+from ..layers.pool2d_ceil import AvgPool2dCeil
 from ..layers.typing import LayerType
 
 __all__ = ["DenseBlock", "DenseLayer", "DenseNet", "DenseTransition"]
@@ -76,7 +77,7 @@ class DenseTransition(nn.Sequential):
         super().__init__()
         self.norm = norm_layer(num_input_features)
         self.conv = nn.Conv2d(num_input_features, num_output_features, 1, bias=False)
-        self.pool = nn.AvgPool2d(2, 2)
+        self.pool = AvgPool2dCeil()
         if aa_layer is not None:
             self.pool = create_aa(aa_layer, num_output_features, stride=2)
 

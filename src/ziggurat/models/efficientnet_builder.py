@@ -311,6 +311,7 @@ class MobileBackbone(Backbone):
     """
 
     units = r"blocks\.(\d+)\.(\d+)"
+    dilates_to = 2
     drop_path_reaches_rate = False
 
     def __init__(

@@ -23,6 +23,7 @@ from ..layers.create_conv2d import create_conv2d
 from ..layers.create_norm_act import get_norm_act_layer
 from ..layers.drop import DropPath
 from ..layers.norm_act import GroupNormAct
+from ..layers.pool2d_ceil import AvgPool2dCeil
 from ..layers.pool2d_same import AvgPool2dSame
 from ..layers.shapes import make_divisible
 from ..layers.squeeze_excite import SEModule
@@ -87,7 +88,7 @@ def shortcut(
     if step.first_dilation > 1:
         pool = AvgPool2dSame(2, 1, ceil_mode=True, count_include_pad=False)
     elif step.stride > 1:
-        pool = nn.AvgPool2d(2, step.stride, ceil_mode=True, count_include_pad=False)
+        pool = AvgPool2dCeil()
     return nn.Sequential(pool, conv)
 
 
@@ -193,6 +194,7 @@ class RegNet(Backbone):
     """
 
     units = r"s(\d+)\.b(\d+)"
+    dilates_to = 8
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from ..layers.create_act import get_act_layer
 from ..layers.create_attn import create_attn
 from ..layers.create_norm import get_norm_layer
 from ..layers.drop import DropBlock2d, DropPath
+from ..layers.pool2d_ceil import AvgPool2dCeil
 from ..layers.pool2d_same import AvgPool2dSame
 from ..layers.squeeze_excite import SEModule
 
@@ -171,7 +172,7 @@ def downsample_avg(
     """An average pool in place of the stride, a 1x1 convolution and a norm, for the shortcut (the "d" variants)."""
     pool: nn.Module = nn.Identity()
     if step.stride > 1 and step.dilation == 1:
-        pool = nn.AvgPool2d(2, step.stride, ceil_mode=True, count_include_pad=False)
+        pool = AvgPool2dCeil()
     elif step.stride > 1 or step.dilation > 1:
         pool = AvgPool2dSame(2, 1, ceil_mode=True, count_include_pad=False)
     return nn.Sequential(pool, nn.Conv2d(in_chs, out_chs, 1, bias=False), norm_layer(out_chs))
@@ -192,6 +193,7 @@ class ResNet(Backbone):
     """
 
     units = r"layer(\d+)\.(\d+)"
+    dilates_to = 8
 
     layer1: nn.Sequential
     layer2: nn.Sequential

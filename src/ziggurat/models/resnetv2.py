@@ -23,6 +23,7 @@ from ..layers.drop import DropPath
 from ..layers.evo_norm import EvoNorm2dS0
 from ..layers.filter_response_norm import FilterResponseNormTlu2d
 from ..layers.norm_act import BatchNormAct2d, GroupNormAct
+from ..layers.pool2d_ceil import AvgPool2dCeil
 from ..layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from ..layers.shapes import make_divisible
 from ..layers.std_conv import StdConv2d
@@ -170,7 +171,7 @@ class DownsampleAvg(nn.Sequential):
         if step.dilation > 1:
             self.pool = AvgPool2dSame(2, 1, ceil_mode=True, count_include_pad=False)
         elif step.stride > 1:
-            self.pool = nn.AvgPool2d(2, step.stride, ceil_mode=True, count_include_pad=False)
+            self.pool = AvgPool2dCeil()
         self.conv = conv_layer(in_chs, out_chs, 1)
         self.norm = norm_layer(out_chs, apply_act=False) if norm_layer else nn.Identity()
 
@@ -203,6 +204,7 @@ class ResNetV2(Backbone):
     """
 
     units = r"stages\.(\d+)\.blocks\.(\d+)"
+    dilates_to = 4
     final_norm = "norm"
 
     def __init__(

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeAlias
 from torch import Tensor, nn
 
 from ..backbone import Backbone, Family
+from ..layers.pool2d_ceil import MaxPool2dCeil
 
 __all__ = ["SEBottleneck", "SENet", "SEResNeXtBottleneck", "SEResNetBlock", "SEResNetBottleneck"]
 
@@ -148,7 +149,7 @@ class SENet(Backbone):
         self.layer0 = nn.Sequential(stem)
         self.plan.spend(2)
         self.plan.mark(width, "layer0")
-        self.pool0 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        self.pool0 = MaxPool2dCeil()
         self.plan.spend(2)
         for i, depth in enumerate(layers, 1):
             chs = 64 * 2 ** (i - 1)

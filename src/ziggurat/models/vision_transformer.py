@@ -556,8 +556,9 @@ class VisionTransformer(Backbone):
             with torch.no_grad():
                 resized = self._resized_positions(self.pos_embed, before, self.patch_embed.grid_size)
             self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
-        for level in (*self.plan.levels, *self.feature_info):
+        for level in self.plan.levels:
             level["reduction"] = self._stride()
+        self._hold_stride()
 
     def _resized_positions(self, positions: Tensor, old: Any, new: Sequence[Any]) -> Tensor:
         return resample_abs_pos_embed(positions, new, old, num_prefix_tokens=self._prefix_positions)

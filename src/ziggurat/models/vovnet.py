@@ -21,6 +21,7 @@ from ..errors import BadArgument
 from ..layers.conv_bn_act import ConvNormAct
 from ..layers.create_attn import create_attn
 from ..layers.drop import DropPath
+from ..layers.pool2d_ceil import MaxPool2dCeil
 from ..layers.separable_conv import SeparableConvNormAct
 
 __all__ = ["OsaBlock", "OsaStage", "VovNet"]
@@ -73,7 +74,7 @@ class OsaStage(nn.Module):
 
     def __init__(self, blocks: Sequence[OsaBlock], strides: bool) -> None:
         super().__init__()
-        self.pool = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True) if strides else None
+        self.pool = MaxPool2dCeil() if strides else None
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:

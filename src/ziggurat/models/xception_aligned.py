@@ -165,6 +165,8 @@ class XceptionAligned(Backbone):
     """
 
     units = r"blocks\.(\d+)"
+    dilates_to = 8
+    stitches_image = True  # levels lie inside the blocks, beside their shortcuts
 
     def __init__(
         self,

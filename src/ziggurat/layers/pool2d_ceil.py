@@ -1,0 +1,44 @@
+"""Pooling at stride 2 that gives ceil(H / 2) x ceil(W / 2), as a padded convolution does, for odd sides as well."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .guards import surely
+from .padding import pad_to_multiple
+from .trace_utils import is_exporting
+
+__all__ = ["AvgPool2dCeil", "MaxPool2dCeil"]
+
+
+class AvgPool2dCeil(nn.AvgPool2d):
+    """The mean of each block of `side` x `side`; of a block that the border cuts, the mean of what is there.
+
+    For maps whose sides are multiples of `side` it is `nn.AvgPool2d(side)`.
+    """
+
+    def __init__(self, side: int = 2) -> None:
+        super().__init__(side, side, ceil_mode=True, count_include_pad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if is_exporting() and self.kernel_size == 2:
+            # torch.export cannot prove the size of a pool that rounds up; a last row repeated leaves the mean as it is
+            return F.avg_pool2d(pad_to_multiple(x, 2, mode="replicate"), 2)
+        return super().forward(x)
+
+
+class MaxPool2dCeil(nn.MaxPool2d):
+    """The maximum of windows of 3 x 3 that begin at every second row and column, cut by the border below and right.
+
+    For maps of even sides it is `nn.MaxPool2d(3, 2, ceil_mode=True)`, which loses the last row of an odd side.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(3, 2, ceil_mode=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if surely((height % 2 == 0) & (width % 2 == 0)):
+            return super().forward(x)
+        return F.max_pool2d(F.pad(x, (0, 2, 0, 2), value=-float("inf")), 3, 2)
