@@ -18,7 +18,7 @@ from ..layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from ..layers.classifier import ClassifierHead
 from .freezing import Frozen, freeze_modules, hold_still, unfreeze_modules, without_modules
 from .levels import Levels
-from .plan import Plan, take_indices
+from .plan import Plan, take_indices, take_strides
 from .units import MATCH_PREV_GROUP, checkpoint_units, named_units, schedule_drop_path
 
 __all__ = ["Backbone"]
@@ -101,6 +101,8 @@ class Backbone(Levels, metaclass=_Finished):
         self.plan = Plan(output_stride if dilates else None)
         self.prefix_tokens = {}
         self.out_indices = None
+        self.pyramid_neck = None
+        self._lost_norm = self._norm = False
         self.pretrained_cfg: dict[str, Any] = {}
         self.frozen: Frozen | None = None
         self.classifiers: tuple[str, ...] = ()  # paths of the classifying layers
@@ -117,6 +119,8 @@ class Backbone(Levels, metaclass=_Finished):
             raise UnsupportedStride(f"output_stride={self.output_stride}: {type(self).__name__} cannot be dilated to that, "
                                     f"its levels have strides {strides}; leave output_stride_mode out or give 'stitched'")
         self._depth = len(self.feature_info)
+        norm = None if self.final_norm is None else self.get_submodule(self.final_norm)
+        self._has_norm = norm is not None and not isinstance(norm, nn.Identity)
         schedule_drop_path(named_units(self, self.units), self.drop_path_rate, self.drop_path_reaches_rate)
         if draws_weights.get():
             self.init_weights()
@@ -178,7 +182,8 @@ class Backbone(Levels, metaclass=_Finished):
         """Class scores (B D) of images `x` (B C H W); a list of maps (B C H W each) of a features-only model."""
         if self.out_indices is not None:
             levels, _ = self._run(x, self.out_indices, to_end=False)
-            return [self._as_map(levels[i], x) for i in self.out_indices]
+            maps, neck = self._maps(levels, x, self.out_indices), self.pyramid_neck
+            return maps if neck is None else neck(maps[0], x.shape[2:], neck.strides)
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor, **inputs: Any) -> Tensor:
@@ -210,7 +215,7 @@ class Backbone(Levels, metaclass=_Finished):
         x: Tensor,
         indices: int | Sequence[int] | None = None,
         return_prefix_tokens: bool = False,
-        norm: bool = False,
+        norm: bool | None = None,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
@@ -219,20 +224,19 @@ class Backbone(Levels, metaclass=_Finished):
         """The trunk's last output and the levels chosen, from one pass: `(last, [levels])`.
 
         `indices` chooses levels (None: all; n: the last n; a sequence: these, in its order). Levels come as NCHW maps,
-        or as N L C token sequences with `output_fmt='NLC'`. `norm` passes levels through the final norm where the
-        architecture has one that fits. With `return_prefix_tokens` a level of a token network is a pair of map and
+        or as N L C token sequences with `output_fmt='NLC'`. `norm` is that of `pyramid`. With `return_prefix_tokens` a level of a token network is a pair of map and
         prefix tokens. `stop_early` runs nothing past the last level chosen. `intermediates_only` gives the list alone.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise BadArgument(f"output_fmt={output_fmt!r}: give 'NCHW' or 'NLC'")
-        take = take_indices(len(self.feature_info), indices)
+        take = take_indices(len(self.plan.levels), indices)
         stops = stop_early and max(take) < self._depth - 1
         levels, last = self._run(x, take, to_end=not (intermediates_only or stops), **inputs)
-        if stops and self.isotropic and self.final_norm is not None:
-            last = self._normed(last, max(take))
+        if stops and self.isotropic and not self._lost_norm:
+            last = self._normed(last, max(take), norm=True)
         chosen = []
         for i in take:
-            level = self._normed(levels[i], i) if norm else levels[i]
+            level = self._normed(levels[i], i, norm)
             prefix = level[:, : self.num_prefix_tokens] if self.layout == "NLC" else None
             if output_fmt == self.layout == "NLC":
                 level = level[:, self.num_prefix_tokens :]
@@ -245,8 +249,15 @@ class Backbone(Levels, metaclass=_Finished):
             return chosen
         return last, chosen
 
-    def pyramid(self, x: Tensor, strides: int | Sequence[int] | None = None, norm: bool = False) -> dict[int, Tensor]:
+    def pyramid(
+        self, x: Tensor, strides: int | Sequence[int] | None = None, norm: bool | None = None
+    ) -> dict[int, Tensor]:
         """Maps (B C H/s W/s) keyed by stride s, the deepest level of each stride; all strides unless some are named.
+
+        `norm` passes levels through the trunk's final norm where that fits: all levels of a plain ViT, the last of a
+        network that grows coarser. The others stay as they are; so do all where there is no such norm, or where it
+        lies behind the pooling, as in a ViT with `fc_norm`. False is the default, everywhere, but for a model created
+        with `features_only=True, norm=True`, whose `feature_info` says which levels are normed.
 
         Raises `UnsupportedStride` for a stride that the architecture (or what is left of it) lacks.
         """
@@ -269,7 +280,7 @@ class Backbone(Levels, metaclass=_Finished):
         x: Tensor,
         outputs: Sequence[str] = ("embedding", "pyramid"),
         strides: int | Sequence[int] | None = None,
-        norm: bool = False,
+        norm: bool | None = None,
     ) -> dict[str, Any]:
         """Several views of one forward pass: any of 'scores', 'embedding', 'tokens', 'features' and 'pyramid'.
 
@@ -283,8 +294,9 @@ class Backbone(Levels, metaclass=_Finished):
         if "tokens" in outputs and self.layout != "NLC":
             raise BadArgument(f"{type(self).__name__} has no tokens; it gives scores, embedding, features and pyramid")
         take: tuple[int, ...] = ()
+        neck = self.pyramid_neck
         if "pyramid" in outputs:
-            take = self._levels_of_strides(strides)
+            take = self._levels_of_strides(strides) if neck is None else self.out_indices or ()
         needs_last = any(name != "pyramid" for name in outputs)
         if needs_last and self.out_indices is not None:
             raise BadArgument(f"a features-only model has no {outputs[0]}; create it without features_only")
@@ -304,10 +316,13 @@ class Backbone(Levels, metaclass=_Finished):
         if "features" in outputs:
             found["features"] = last
         if "pyramid" in outputs:
-            found["pyramid"] = {
-                self.feature_info[i]["reduction"]: self._as_map(self._normed(levels[i], i) if norm else levels[i], x)
-                for i in take
-            }
+            maps = self._maps(levels, x, take, norm)
+            reductions = [self.feature_info[i]["reduction"] for i in take]
+            if neck is not None:
+                chosen = range(len(neck.strides)) if strides is None else take_strides(neck.strides, strides)
+                reductions = [neck.strides[i] for i in chosen]
+                maps = neck(maps[0], x.shape[2:], reductions)
+            found["pyramid"] = dict(zip(reductions, maps))
         return {name: found[name] for name in outputs}
 
     # ---------------------------------------------------------------- the classifier
@@ -417,7 +432,7 @@ class Backbone(Levels, metaclass=_Finished):
         by_stage = "^" + self.units[: self.units.index(")") + 1]
         names = [name for name, _ in self.named_parameters()]
         inside = [i for i, name in enumerate(names) if re.match(by_stage, name)]
-        heads = self._head_modules()
+        heads = self._head_modules() | {"pyramid_neck"}
         owner = names[inside[0]].split(".")[0]
 
         def part(name: str) -> str:

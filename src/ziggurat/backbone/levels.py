@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import BadArgument, UnsupportedStride
+from .neck import PYRAMIDS, PyramidNeck
 from .plan import FeatureInfo, Plan, take_indices, take_strides
 from .stitching import Boundary, ShiftsInput, boundaries, interleaved, shifted
 
@@ -37,6 +38,11 @@ class Levels(nn.Module):
     num_features: int
     output_stride: int | None
     """The coarsest stride allowed, as it was asked for."""
+    pyramid_neck: PyramidNeck | None
+    """What makes the levels of a features-only model with `pyramid=` from the only one that its trunk gives."""
+    _has_norm: bool  # the trunk ends with a norm
+    _lost_norm: bool  # pruning took it
+    _norm: bool  # what norm=None stands for
     _depth: int  # levels that pruning has left
     _stops_at: int | None  # index of the level that a pruned trunk ends with
     _boundaries: tuple[Boundary, ...]  # where output_stride is reached by shifting and stitching
@@ -104,10 +110,22 @@ class Levels(nn.Module):
             return patches.reshape(x.shape[0], rows, columns, -1).permute(0, 3, 1, 2).contiguous()
         return level
 
-    def _normed(self, level: Tensor, index: int) -> Tensor:
-        if self.final_norm is None or not (self.isotropic or index == len(self.feature_info) - 1):
+    def _fits_norm(self, index: int) -> bool:
+        """Whether the norm that closes the trunk, where one does, fits level `index`."""
+        return self._has_norm and (self.isotropic or index == len(self.plan.levels) - 1)
+
+    def _normed(self, level: Tensor, index: int, norm: bool | None) -> Tensor:
+        if not (self._norm if norm is None else norm) or not self._fits_norm(index):
             return level
+        if self._lost_norm:
+            raise BadArgument("norm=True: this model was pruned without its final norm; create it with "
+                              "features_only=True, norm=True, or prune it with prune_norm=False")
+        assert self.final_norm is not None
         return self.get_submodule(self.final_norm)(level)
+
+    def _maps(self, levels: Mapping[int, Tensor], x: Tensor, take: Sequence[int], norm: bool | None = None) -> list[Tensor]:
+        """Levels `take` as NCHW maps, behind the final norm where `norm` asks for it and it fits."""
+        return [self._as_map(self._normed(levels[i], i, norm), x) for i in take]
 
     def _named_tokens(self, last: Tensor, x: Tensor) -> dict[str, Tensor]:
         named, start = {}, 0
@@ -201,6 +219,8 @@ class Levels(nn.Module):
         level that is now last; other layers between the last level and the classifier go with either, and always
         where a level is cut off.
         """
+        if self.pyramid_neck is not None:
+            raise BadArgument("this model makes a pyramid of one level already; create another one to choose levels")
         take = take_indices(len(self.feature_info), indices)
         last = max(take)
         is_cut = last < self._depth - 1
@@ -209,6 +229,7 @@ class Levels(nn.Module):
             if path == self.final_norm:
                 if loses_norm:
                     self._drop(path, nn.Identity())
+                    self._lost_norm = True
             elif path.split(".")[0] in self._head_modules():
                 continue
             elif is_cut or prune_norm or prune_head:
@@ -222,13 +243,57 @@ class Levels(nn.Module):
             self.drop_head()
         return take
 
-    def keep_levels(self, out_indices: int | Sequence[int]) -> None:
-        """Makes this a features-only model: `forward` gives these levels, and nothing that they do not need is held."""
-        take = self.prune_intermediate_layers(out_indices, prune_norm=True, prune_head=True)
+    def keep_levels(self, out_indices: int | Sequence[int], norm: bool = False) -> None:
+        """Makes this a features-only model: `forward` gives these levels, and nothing that they do not need is held.
+
+        `norm` gives levels behind the trunk's final norm where that fits: all of a plain ViT, the last of a network
+        that grows coarser. Others stay as they are, and all do where the norm lies behind the pooling or nowhere.
+        `feature_info` says which are normed.
+        """
+        take = self.prune_intermediate_layers(out_indices, prune_norm=not norm, prune_head=True)
+        normed = [i for i in take if norm and self._fits_norm(i)]
         for path in self._registered_after(self.feature_info[max(take)]["module"]):
-            self._drop(path)
+            if not (normed and path == self.final_norm):
+                self._drop(path)
         self.out_indices = take
+        self._norm = norm
+        self._stops_at = max(take)
         self.feature_info = self.feature_info.from_other(take)
+        for i in normed:
+            self.feature_info[i]["norm"] = True
+
+    def add_pyramid(self, pyramid: str, strides: int | Sequence[int], channels: int | None = None) -> None:
+        """Gives this features-only model of one level, all of whose network has one stride, levels of other `strides`.
+
+        'interpolate' resamples the level, without parameters (`InterpolatedPyramid`); 'simple' is ViTDet's simple
+        feature pyramid, levels of `channels` (256), to be trained (`SimplePyramid`). Its parameters are added under
+        `pyramid_neck`. `feature_info` lists the new levels behind the trunk's, and gives them out.
+        """
+        strides = (strides,) if isinstance(strides, int) else tuple(strides)
+        if pyramid not in PYRAMIDS:
+            raise BadArgument(f"pyramid={pyramid!r}: give 'interpolate' or 'simple'")
+        own = sorted({level["reduction"] for level in self.feature_info})
+        if len(own) > 1:
+            raise BadArgument(f"pyramid={pyramid!r}: {type(self).__name__} has levels of strides {own} by itself; "
+                              "give out_strides alone")
+        if self.out_indices is None or len(self.out_indices) != 1:
+            raise BadArgument(f"pyramid={pyramid!r} is made from one level; choose it by out_indices=(k,)")
+        if channels is not None and pyramid != "simple":
+            raise BadArgument(f"pyramid_channels={channels}: pyramid={pyramid!r} keeps the level's channels; "
+                              "leave it out or give pyramid='simple'")
+        if not strides or min(strides) < 1 or len(set(strides)) < len(strides):
+            raise BadArgument(f"out_strides={list(strides)}: give whole numbers from 1, each once, as in (4, 8, 16, 32)")
+        base = self.feature_info[self.out_indices[0]]
+        like = next(self.parameters())
+        with like.device:
+            width = {} if channels is None else {"channels": channels}
+            neck = PYRAMIDS[pyramid](base["num_chs"], base["reduction"], strides, **width)
+        self.pyramid_neck = neck.to(dtype=like.dtype).train(self.training)
+        branches = dict(neck.named_children())
+        made = [base | dict(num_chs=neck.channels, reduction=s)
+                | (dict(module=f"pyramid_neck.stride{s}") if f"stride{s}" in branches else {}) for s in strides]
+        count = len(self.feature_info)
+        self.feature_info = FeatureInfo([*self.feature_info, *made], range(count, count + len(made)))
 
     def _registered_after(self, path: str) -> list[str]:
         """Paths of the modules registered after the one at `path`, on its own level and on those above."""

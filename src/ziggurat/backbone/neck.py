@@ -32,10 +32,6 @@ class PyramidNeck(nn.Module):
         """Levels (B C ceil(H/s) ceil(W/s)), one a stride s, from the map `x` of images of `size` H, W."""
         raise NotImplementedError
 
-    def module_of(self, stride: int) -> str | None:
-        """Path inside the neck of the module that makes the level; None where none does."""
-        return None
-
 
 class InterpolatedPyramid(PyramidNeck):
     """The map itself at every stride, resampled (`resample_map`); no parameters."""
@@ -94,9 +90,6 @@ class SimplePyramid(PyramidNeck):
             # what doubling adds beyond the image's edge goes
             levels.append(level[..., : -(-size[0] // stride), : -(-size[1] // stride)])
         return levels
-
-    def module_of(self, stride: int) -> str:
-        return f"stride{stride}"
 
 
 PYRAMIDS: dict[str, type[PyramidNeck]] = {"interpolate": InterpolatedPyramid, "simple": SimplePyramid}
