@@ -51,6 +51,10 @@ def create_model(
     - `checkpoint_path`: load this file instead (.safetensors, .pth, .npz).
     - `features_only`: the pyramid: `forward` gives a list of maps, and what they do not need is not held.
       `out_indices` chooses levels by index, `out_strides` by stride (the deepest level of each), in the order given.
+      `norm` gives them behind the trunk's final norm where it fits (False; see `Backbone.pyramid`).
+    - `pyramid`: with `features_only`, what makes `out_strides` where all levels have one stride (a plain ViT):
+      'interpolate', without parameters, or 'simple', ViTDet's, of `pyramid_channels` (256), which is to be trained:
+      it starts afresh unless the checkpoint has it. The last level is used, or the one that `out_indices=(k,)` names.
     - `num_classes`, `in_chans`, `global_pool`, `output_stride`, `drop_rate`, `drop_path_rate` and the architecture's
       own arguments go to its class; see `Backbone`. None stands for the default. Weights are adapted to another
       `in_chans`, `num_classes` or image size.
@@ -116,11 +120,22 @@ def build_model_with_cfg(
     features_only = kwargs.pop("features_only", False)
     out_indices = kwargs.pop("out_indices", None)
     out_strides = kwargs.pop("out_strides", None)
+    norm = kwargs.pop("norm", False)
+    pyramid = kwargs.pop("pyramid", None)
+    pyramid_channels = kwargs.pop("pyramid_channels", None)
     kwargs.pop("feature_cls", None)  # timm's choice among wrappers; there is one way here
+    if pyramid is not None and not (features_only and out_strides is not None):
+        raise BadArgument(f"pyramid={pyramid!r} makes levels: give it with features_only=True and "
+                          "out_strides=(4, 8, 16, 32), say")
     if not features_only and (out_indices is not None or out_strides is not None):
         raise BadArgument("out_indices and out_strides choose the levels of features_only=True; "
                           "without it, call model.pyramid(x, strides=...) or model.forward_intermediates(x, indices=...)")
-    if out_indices is not None and out_strides is not None:
+    if not features_only and norm:
+        raise BadArgument("norm=True is about the levels of features_only=True; without it, pass norm=True to "
+                          "model.pyramid, model.extract or model.forward_intermediates")
+    if pyramid is None and pyramid_channels is not None:
+        raise BadArgument(f"pyramid_channels={pyramid_channels} is the width of pyramid='simple': give both")
+    if pyramid is None and out_indices is not None and out_strides is not None:
         raise BadArgument("give out_indices or out_strides, not both")
 
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
@@ -144,7 +159,11 @@ def build_model_with_cfg(
             fit_channels(model, variant)
     model.pretrained_cfg = cfg.to_dict()
     if features_only:
-        _keep_levels(model, out_indices, out_strides, feature_cfg)
+        if pyramid is None:
+            _keep_levels(model, out_indices, out_strides, feature_cfg, norm)
+        else:
+            _keep_levels(model, 1 if out_indices is None else out_indices, None, None, norm)
+            model.add_pyramid(pyramid, out_strides, pyramid_channels)
     if loads:
         if checkpoint_path:
             state_dict: Mapping[str, Any] = _read(checkpoint_path)
@@ -261,7 +280,9 @@ def _check_arguments(model_cls: Callable[..., Any], variant: str, kwargs: Mappin
     raise UnknownArgument(f"{variant} takes no argument {wrong[0]!r}; {known}")
 
 
-def _keep_levels(model: Any, out_indices: Any, out_strides: Any, feature_cfg: Mapping[str, Any] | None) -> None:
+def _keep_levels(
+    model: Any, out_indices: Any, out_strides: Any, feature_cfg: Mapping[str, Any] | None, norm: bool
+) -> None:
     if not isinstance(model, Backbone):
         raise BadArgument(f"features_only needs a Backbone, {type(model).__name__} is not one")
     if out_strides is not None:
@@ -270,7 +291,7 @@ def _keep_levels(model: Any, out_indices: Any, out_strides: Any, feature_cfg: Ma
         out_indices = (feature_cfg or {}).get("out_indices", model.default_out_indices)
     if out_indices is None:
         out_indices = tuple(range(len(model.feature_info)))
-    model.keep_levels(out_indices)
+    model.keep_levels(out_indices, norm)
 
 
 def _read(checkpoint_path: str | Path) -> dict[str, Any]:
@@ -285,7 +306,7 @@ def _load(
     from .weights.loading import load_weights
 
     missing = load_weights(model, state_dict, cfg, strict=strict, assign=True, allow_extra=is_part)
-    if missing and isinstance(model, Backbone):
+    if isinstance(model, Backbone) and any(name.startswith(tuple(f"{p}." for p in model.classifiers)) for name in missing):
         model.reset_classifier(model.num_classes)  # other classes than the checkpoint's: a fresh one
 
 

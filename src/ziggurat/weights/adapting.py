@@ -22,6 +22,7 @@ OUTER = ("model.", "body.")
 # Where they joined a container's name and an index: `layer1_0.conv1` for `layer1.0.conv1`.
 JOINED = re.compile(r"^([A-Za-z]\w*?)_(\d+)\.")
 COUNTER = "num_batches_tracked"  # old checkpoints lack it, and inference never reads it
+NECK = "pyramid_neck."  # levels that are made from a network's own, which classifiers do not have
 SHOWN = 10
 
 # A name that gives a checkpoint's origin away, what it then is, and what to do.
@@ -100,6 +101,8 @@ def fit(
     fitted = remapped(model, fitted)
     fitted = without_joints(fitted, own)
     unfilled = fit_input(model, own, fitted, cfg, strict) | fit_classifier(model, own, fitted, cfg)
+    if not any(name.startswith(NECK) for name in fitted):
+        unfilled |= {name for name in own if name.startswith(NECK)}
     return fitted, unfilled
 
 

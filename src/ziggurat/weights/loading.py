@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ziggurat.errors import CheckpointMismatch, SourceUnavailable
 from ziggurat.weights import hub
-from ziggurat.weights.adapting import COUNTER, fit, mismatch, names
+from ziggurat.weights.adapting import COUNTER, NECK, fit, mismatch, names
 from ziggurat.weights.pretrained import PretrainedCfg
 from ziggurat.weights.reading import clean_state_dict, read_state_dict
 
@@ -110,9 +110,9 @@ def load_weights(
 ) -> list[str]:
     """Fit a state dict to a model (`adapt_state_dict`) and load it; returns the names of the model's left unfilled.
 
-    Left unfilled is the classifier where its classes differ from the checkpoint's; with `strict` anything else raises
-    `CheckpointMismatch`, as does a tensor of the checkpoint that the model lacks, unless `allow_extra` (a pruned
-    model). Without `strict`, names may be missing on either side, but shapes must agree. Batch-norm counters may be
+    Left unfilled are the classifier where its classes differ from the checkpoint's, and the pyramid's neck where the
+    checkpoint has none; with `strict` anything else raises `CheckpointMismatch`, as does a tensor of the checkpoint
+    that the model lacks, unless `allow_extra` (a pruned model). Without `strict`, names may be missing on either side, but shapes must agree. Batch-norm counters may be
     missing.
 
     `assign` makes the checkpoint's tensors, memory-mapped ones too, the model's parameters instead of copying: they
@@ -124,8 +124,8 @@ def load_weights(
     heads = tuple(f"{path}." for path in names(cfg.classifier))
     extra = [name for name in fitted if name not in own]
     for name in extra:
-        # what the model has no classifier for (num_classes=0) is no mismatch
-        if allow_extra or not strict or (heads and name.startswith(heads)):
+        # what the model has no classifier (num_classes=0) or pyramid for is no mismatch
+        if allow_extra or not strict or name.startswith((*heads, NECK)):
             del fitted[name]
     wanted = {name: tensor.shape for name, tensor in own.items() if name in fitted or (strict and name not in unfilled)}
     sentence = mismatch(wanted, fitted)
