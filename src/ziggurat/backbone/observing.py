@@ -1,0 +1,295 @@
+"""What a foreign module does with an image, found by running a copy of it without data at two or three sizes.
+
+The copy shares nothing with the module: its parameters are on the meta device, so it costs no memory and computes
+nothing. Only a module whose control flow asks for values has to be run for real, on a copy that is thrown away.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BadArgument, nearest
+
+__all__ = ["Form", "Observed", "few", "meta_copy", "observe"]
+
+_AXES = {"NCHW": (2, 3), "NHWC": (1, 2), "NLC": (1,)}
+"""Positions by layout: the axes that grow with the image."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a level lies in memory: its layout, and how it becomes an NCHW map."""
+
+    channels: int
+    stride: int
+    layout: str
+    prefix_tokens: int = 0
+    rounds_up: bool = False
+    """Whether a patch that the image fills in part has a token."""
+    is_overwritten: bool = False
+    """Whether a later operation of the module changes the level in place."""
+
+    def as_map(self, level: Tensor, height: int, width: int) -> Tensor:
+        """A level of an image of `height` x `width` pixels as a map (B C H W)."""
+        if self.is_overwritten:
+            level = level.clone()
+        if self.layout == "NCHW":
+            return level
+        if self.layout == "NHWC":
+            return level.permute(0, 3, 1, 2).contiguous()
+        extra = self.stride - 1 if self.rounds_up else 0
+        rows, columns = (height + extra) // self.stride, (width + extra) // self.stride
+        patches = level[:, self.prefix_tokens :]
+        return patches.reshape(level.shape[0], rows, columns, self.channels).permute(0, 3, 1, 2).contiguous()
+
+
+@dataclass
+class Observed:
+    """Facts of a module: the form of each level, its classifier, and when each of its modules first runs."""
+
+    in_chans: int
+    forms: list[Form]
+    classifier: str | None
+    """Path of the linear layer whose output is the module's output."""
+    starts: dict[str, int]
+    """Path of each module that ran, and how many levels were complete when it did first."""
+
+
+@dataclass
+class _Run:
+    """What one forward pass showed."""
+
+    size: tuple[int, int]
+    finished: list[str] = field(default_factory=list)
+    outputs: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+    starts: dict[str, int] = field(default_factory=dict)
+    linear: tuple[str, int, Any] = ("", 0, None)
+    result: Any = None
+
+
+def observe(
+    module: nn.Module, levels: Sequence[str], in_chans: int | None, input_size: tuple[int, int], layout: str | None
+) -> Observed:
+    """What `module` does with images of about `input_size`, watched at the submodules `levels`.
+
+    Raises `BadArgument` where a level is not a module that runs once, in the order given, and puts out a map.
+    """
+    _check_paths(module, levels)
+    run, chans = _runner(module, levels, in_chans, input_size)
+    height, width = input_size
+    first = run(height, width)
+    _check_calls(first, levels)
+    for path in levels:
+        _check_output(path, first.outputs[path])
+    grown = [_or_none(run, 2 * height, width), _or_none(run, height, 2 * width)]
+    if None in grown:
+        grown = [_or_none(run, 2 * height, 2 * width)]
+    runs = [r for r in grown if r is not None]
+    forms = [_form(path, first, runs, layout) for path in levels]
+    if any(form.layout == "NLC" for form in forms):
+        odd = _or_none(run, height + 1, width + 1)
+        forms = [_with_rounding(path, form, odd) for path, form in zip(levels, forms)]
+    path, ndim, scores = first.linear
+    classifier = path if ndim == 2 and scores is first.result else None
+    return Observed(chans, forms, classifier, first.starts)
+
+
+def meta_copy(module: nn.Module) -> nn.Module:
+    """A copy of `module` in evaluation whose tensors are on the meta device; nothing is allocated on the way."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for tensor in (*part._parameters.values(), *part._buffers.values(), *vars(part).values()):
+            if isinstance(tensor, nn.Parameter):
+                memo[id(tensor)] = nn.Parameter(torch.empty_like(tensor, device="meta"), requires_grad=False)
+            elif isinstance(tensor, Tensor):
+                memo[id(tensor)] = torch.empty_like(tensor, device="meta", requires_grad=False)
+    return copy.deepcopy(module, memo).eval()
+
+
+def _check_paths(module: nn.Module, levels: Sequence[str]) -> None:
+    paths = [path for path, _ in module.named_modules() if path]
+    if not levels:
+        raise BadArgument(f"levels is empty; name submodules of {type(module).__name__} in the order that they run, "
+                          f"finest map first: {few([p for p in paths if '.' not in p])}")
+    for path in levels:
+        if path not in paths:
+            close = nearest(path, paths) or [p for p in paths if "." not in p]
+            raise BadArgument(f"levels: {type(module).__name__} has no submodule {path!r}; nearest are {few(close)}")
+        if list(levels).count(path) > 1:
+            raise BadArgument(f"levels: {path!r} is named twice; name each once")
+
+
+def few(names: Sequence[str]) -> str:
+    """The first eight of `names`, as text."""
+    return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
+
+
+def _runner(
+    module: nn.Module, levels: Sequence[str], in_chans: int | None, input_size: tuple[int, int]
+) -> tuple[Callable[[int, int], _Run], int]:
+    """A function that runs a copy of `module` at a size, and the number of channels that it takes."""
+    if in_chans is not None:
+        candidates = [in_chans]
+    else:
+        convs = (m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d))
+        candidates = list(dict.fromkeys((next(convs, 3), 3, 1)))
+    failure: Exception | None = None
+    for make in (meta_copy, lambda m: copy.deepcopy(m).eval()):
+        shell = make(module)
+        for chans in candidates:
+            try:
+                _forward(shell, levels, chans, *input_size)
+            except Exception as error:
+                failure = error if failure is None or chans == candidates[0] else failure
+            else:
+                return lambda height, width: _forward(shell, levels, chans, height, width), chans  # noqa: B023
+    said = " or ".join(map(str, candidates))
+    raise BadArgument(
+        f"{type(module).__name__} does not run on an image of {said} channels and "
+        f"{input_size[0]} x {input_size[1]} pixels ({type(failure).__name__}: {str(failure).splitlines()[0][:200]}); "
+        "give in_chans and input_size as it needs them"
+    ) from failure
+
+
+def _or_none(run: Callable[[int, int], _Run], height: int, width: int) -> _Run | None:
+    """A run at another size; None where the module takes no such size."""
+    try:
+        return run(height, width)
+    except Exception:  # whatever a network says that was made for one size
+        return None
+
+
+@torch.no_grad()
+def _forward(shell: nn.Module, levels: Sequence[str], chans: int, height: int, width: int) -> _Run:
+    run = _Run((height, width))
+    hooks = []
+    level_of = {id(shell.get_submodule(path)): path for path in levels}
+
+    def before(path: str) -> Callable[..., None]:
+        return lambda module, args: void(run.starts.setdefault(path, len(run.finished)))
+
+    def after(path: str, is_linear: bool) -> Callable[..., None]:
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            if id(module) in level_of:
+                level = level_of[id(module)]
+                run.finished.append(level)
+                run.outputs[level] = output
+                run.versions[level] = getattr(output, "_version", 0)
+            if is_linear:
+                run.linear = (path, args[0].ndim, output)
+        return note
+
+    for path, module in shell.named_modules():
+        hooks.append(module.register_forward_pre_hook(before(path)))
+        hooks.append(module.register_forward_hook(after(path, isinstance(module, nn.Linear))))
+    tensors = [*shell.parameters(), *shell.buffers()]
+    place = tensors[0].device if tensors else torch.device("cpu")
+    kind = next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
+    try:
+        with torch.device(place):
+            run.result = shell(torch.zeros(2, chans, height, width, dtype=kind))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return run
+
+
+def void(_: object) -> None:
+    """Drops a value: a forward hook that returns one would change the pass."""
+
+
+def _check_calls(run: _Run, levels: Sequence[str]) -> None:
+    for path in levels:
+        calls = run.finished.count(path)
+        if calls != 1:
+            what = "never called" if not calls else f"called {calls} times"
+            raise BadArgument(f"levels: {path!r} is {what} in a forward pass; name a module that is called once")
+    if run.finished != list(levels):
+        raise BadArgument(f"levels={list(levels)} are not in the order that they run; give {run.finished}")
+
+
+def _check_output(path: str, output: Any) -> None:
+    if not isinstance(output, Tensor):
+        raise BadArgument(f"levels: {path!r} puts out a {type(output).__name__}, not a map; "
+                          "name a module that puts out one tensor")
+    if output.ndim not in (3, 4) or output.shape[0] != 2:
+        raise BadArgument(f"levels: {path!r} puts out {tuple(output.shape)} for 2 images, which is no map "
+                          "(B C H W or B H W C) and no sequence of tokens (B N C); name another module")
+
+
+def _form(path: str, first: _Run, grown: Sequence[_Run], layout: str | None) -> Form:
+    shape = tuple(first.outputs[path].shape)
+    fits = [name for name in ([layout] if layout else _AXES) if len(name) == len(shape)]
+    if not fits:
+        raise BadArgument(f"layout={layout!r}: level {path!r} puts out {shape}, {len(shape)} axes")
+    if grown:
+        changed = {axis for run in grown for axis, (a, b) in enumerate(zip(shape, run.outputs[path].shape)) if a != b}
+        if not changed:
+            raise BadArgument(f"levels: {path!r} puts out {shape} whatever the size of the image, so it is no map; "
+                              "name a module that runs before pooling")
+        fits = [name for name in fits if changed == set(_AXES[name])]
+    fits = [name for name in fits if _stride(name, path, first, grown)]
+    if len(fits) > 1:
+        raise BadArgument(f"level {path!r} puts out {shape}, which may be {' or '.join(fits)}: give layout=")
+    if not fits:
+        sizes = ", ".join(f"{tuple(run.outputs[path].shape)} for {run.size[0]} x {run.size[1]}"
+                          for run in (first, *grown))
+        raise BadArgument(f"levels: {path!r} is no map of a whole stride: it puts out {sizes}; name another module, "
+                          "or give the input_size that this network was made for")
+    stride = _stride(fits[0], path, first, grown)
+    channels = shape[1] if fits[0] == "NCHW" else shape[-1]
+    prefix = 0
+    if fits[0] == "NLC":
+        prefix = shape[1] - (first.size[0] // stride) * (first.size[1] // stride)
+    overwritten = first.versions[path] != first.outputs[path]._version
+    return Form(channels, stride, fits[0], prefix, is_overwritten=overwritten)
+
+
+def _stride(layout: str, path: str, first: _Run, grown: Sequence[_Run]) -> int:
+    """How many pixels of growth make a level one row or column larger; 0 where that is no whole number."""
+    shape = first.outputs[path].shape
+    if layout == "NLC":
+        return _token_stride(path, first, grown)
+    steps = set()
+    for place, axis in enumerate(_AXES[layout]):
+        if not grown:
+            steps.add(first.size[place] / shape[axis])
+        for run in grown:
+            pixels = run.size[place] - first.size[place]
+            if pixels:
+                steps.add(pixels / (run.outputs[path].shape[axis] - shape[axis]))
+    step = steps.pop()
+    return int(step) if not steps and step == int(step) else 0
+
+
+def _token_stride(path: str, first: _Run, grown: Sequence[_Run]) -> int:
+    height, width = first.size
+    count = first.outputs[path].shape[1]
+    if not grown:  # a square grid, and a few tokens before it
+        whole = [s for s in range(1, min(height, width) + 1) if height % s == width % s == 0]
+        found = [s for s in whole if 0 <= count - (height // s) * (width // s) <= 8]
+        return found[0] if len(found) == 1 else 0
+    strides = set()
+    for run in grown:
+        pixels = run.size[0] * run.size[1] - height * width
+        tokens = run.outputs[path].shape[1] - count
+        strides.add(math.isqrt(pixels // tokens) if pixels % tokens == 0 else 0)
+    stride = strides.pop()
+    fits = not strides and stride and height % stride == width % stride == 0
+    return stride if fits and count >= (height // stride) * (width // stride) else 0
+
+
+def _with_rounding(path: str, form: Form, odd: _Run | None) -> Form:
+    if form.layout != "NLC" or odd is None:
+        return form
+    rows, columns = (-(-side // form.stride) for side in odd.size)
+    rounds_up = odd.outputs[path].shape[1] - form.prefix_tokens == rows * columns
+    return Form(form.channels, form.stride, form.layout, form.prefix_tokens, rounds_up, form.is_overwritten)
