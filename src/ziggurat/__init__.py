@@ -19,6 +19,7 @@ _PUBLIC = {
     "create_model": "factory",
     "parse_model_name": "factory",
     "safe_model_name": "factory",
+    "as_backbone": "backbone",
     "Backbone": "backbone",
     "Family": "backbone",
     "FeatureInfo": "backbone",
@@ -37,6 +38,9 @@ _PUBLIC = {
     "list_pretrained": "registry",
     "model_entrypoint": "registry",
     "model_info": "registry",
+    "ModelInfo": "facts",
+    "WeightsInfo": "facts",
+    "search": "query",
     "register_model": "registry",
     "register_model_deprecations": "registry",
     "split_model_name_tag": "registry",
@@ -54,9 +58,13 @@ if TYPE_CHECKING:
     from .backbone import Backbone as Backbone
     from .backbone import Family as Family
     from .backbone import FeatureInfo as FeatureInfo
+    from .backbone import as_backbone as as_backbone
     from .factory import create_model as create_model
     from .factory import parse_model_name as parse_model_name
     from .factory import safe_model_name as safe_model_name
+    from .facts import ModelInfo as ModelInfo
+    from .facts import WeightsInfo as WeightsInfo
+    from .query import search as search
     from .registry import *  # noqa: F403
     from .weights.pretrained import PretrainedCfg as PretrainedCfg
 

@@ -2,6 +2,7 @@
 
 from .base import Backbone
 from .family import Family
+from .foreign import Foreign, as_backbone
 from .plan import FeatureInfo, Plan, Step, take_indices, take_strides
 from .units import group_modules, group_parameters
 
@@ -9,8 +10,10 @@ __all__ = [
     "Backbone",
     "Family",
     "FeatureInfo",
+    "Foreign",
     "Plan",
     "Step",
+    "as_backbone",
     "group_modules",
     "group_parameters",
     "take_indices",
