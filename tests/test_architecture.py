@@ -13,8 +13,8 @@ import ziggurat
 SOURCE = Path(ziggurat.__file__).parent
 
 # a room may import, at the top of its modules, from itself and from the rooms before it
-ROOMS = ["errors", "layers", "backbone", "models", "weights", "registry", "factory", "data", "extract", "testing",
-         "compat", "cli", "__main__"]
+ROOMS = ["errors", "layers", "backbone", "models", "weights", "facts", "registry", "query", "factory", "data", "extract",
+         "testing", "compat", "cli", "__main__"]
 VIEWS = {"forward_features", "forward_intermediates", "pyramid", "embed", "tokens", "extract",
          "prune_intermediate_layers", "keep_levels", "set_grad_checkpointing", "group_matcher"}
 
@@ -81,7 +81,8 @@ def test_public_names_exist():
 
 
 @pytest.mark.parametrize("code", ["import ziggurat", "import ziggurat; ziggurat.list_models(pretrained=True)",
-                                  "import ziggurat; ziggurat.model_info('resnet50')"])
+                                  "import ziggurat; ziggurat.model_info('resnet50')",
+                                  "import ziggurat; ziggurat.search(stride=4, license='mit')"])
 def test_listing_needs_no_torch(code):
     code += "; import sys; print([m for m in ('torch', 'torchvision', 'PIL', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Names to architectures: listing, searching, and a user's own; answered from the catalog, without torch."""
+"""Names to architectures: listing, facts, and a user's own; answered from the catalog, without torch."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UnknownModel, UnknownTag, nearest
+from .facts import ModelInfo, measured, published
 from .weights.pretrained import DefaultCfg, PretrainedCfg, complete, pretrained_cfgs
 
 __all__ = [
@@ -85,8 +86,11 @@ def get_arch_name(model_name: str) -> str:
     return split_model_name_tag(model_name)[0]
 
 
-def _weights(architecture: str) -> dict[str, PretrainedCfg]:
-    """Tag to published weights, the default first; the tag '' is an architecture's configuration without weights."""
+def weights_of(architecture: str) -> dict[str, PretrainedCfg]:
+    """Tag to configuration, the default first: shared, and without what `complete` fills in.
+
+    The tag '' is an architecture's configuration without weights.
+    """
     own = _registered.get(architecture)
     if own is not None:
         return {tag: own.weights.cfgs[tag] for tag in own.weights.tags} if own.weights else {}
@@ -143,7 +147,7 @@ def list_models(
     architectures = {name for name, where in _names().items() if not modules or where in modules}
     rows: dict[str, str] = {}  # listed name -> architecture
     for name in architectures:
-        tags = [tag for tag in _weights(name) if tag] if include_tags else []
+        tags = [tag for tag in weights_of(name) if tag] if include_tags else []
         rows.update({f"{name}.{tag}": name for tag in tags} if tags else {name: name})
 
     include, exclude = _as_list(filter), _as_list(exclude_filters)
@@ -158,7 +162,7 @@ def list_models(
     if pretrained:
         chosen = {name for name in chosen if is_model_pretrained(name)}
     if name_matches_cfg:
-        chosen = {name for name in chosen if _weights(rows[name])}
+        chosen = {name for name in chosen if weights_of(rows[name])}
     return sorted(chosen, key=_natural)
 
 
@@ -188,7 +192,7 @@ def is_model_in_modules(model_name: str, module_names: str | Iterable[str]) -> b
 def is_model_pretrained(model_name: str) -> bool:
     """Whether the architecture, or the `architecture.tag`, has published weights."""
     architecture, tag = split_model_name_tag(model_name)
-    weights = _weights(architecture)
+    weights = weights_of(architecture)
     if tag:
         return tag in weights and weights[tag].has_weights
     return any(cfg.has_weights for cfg in weights.values())
@@ -200,7 +204,7 @@ def get_pretrained_cfg(model_name: str, allow_unregistered: bool = True) -> Pret
     None for an architecture without any; raises `UnknownTag` for a tag that it lacks.
     """
     architecture, tag = split_model_name_tag(model_name)
-    weights = _weights(architecture)
+    weights = weights_of(architecture)
     if not weights:
         if tag and is_model(architecture):
             raise UnknownTag(f"Invalid pretrained tag ({tag}) for {architecture}: it has no published weights")
@@ -224,7 +228,7 @@ def get_arch_pretrained_cfgs(model_name: str) -> dict[str, PretrainedCfg]:
     architecture = get_arch_name(model_name)
     return {
         f"{architecture}.{tag}" if tag else architecture: _completed(architecture, cfg)
-        for tag, cfg in _weights(architecture).items()
+        for tag, cfg in weights_of(architecture).items()
     }
 
 
@@ -264,10 +268,11 @@ def is_own(name: str) -> bool:
     return name in _registered
 
 
-def model_info(model_name: str) -> dict[str, Any]:
-    """What is known of an architecture before it is built: parameters, MACs, levels, embedding width, weights.
+def model_info(model_name: str) -> ModelInfo:
+    """What is known of an architecture before it is built: size, cost, levels, limits, weights.
 
-    Raises `UnknownModel`, or `UnknownTag` for a tag that it lacks.
+    With `architecture.tag` its `pretrained` holds those weights only. Raises `UnknownModel`, or `UnknownTag` for a tag
+    that the architecture lacks.
     """
     architecture, tag = split_model_name_tag(model_name)
     new = _deprecations().get(architecture)
@@ -277,12 +282,18 @@ def model_info(model_name: str) -> dict[str, Any]:
         raise unknown_model(architecture)
     if tag:
         get_pretrained_cfg(model_name)
-    facts = dict(catalog().get(architecture, {"module": _names()[architecture]}))
-    weights = {
-        name.partition(".")[2]: cfg.to_dict() for name, cfg in get_arch_pretrained_cfgs(architecture).items()
-        if not tag or name == model_name
-    }
-    return {"name": architecture, **facts, "pretrained": weights}
+    facts = {} if is_own(architecture) else measured(catalog()[architecture])
+    weights = [
+        published(name, cfg)
+        for name, cfg in get_arch_pretrained_cfgs(architecture).items()
+        if cfg.has_weights and (not tag or name == model_name)
+    ]
+    return ModelInfo({
+        **facts,
+        "name": architecture,
+        "module": _names()[architecture],
+        "pretrained": {info.tag: info for info in weights},
+    })
 
 
 # -------------------------------------------------------------------- a user's own

@@ -47,11 +47,10 @@ def load_model(
 
     source, _ = parse_model_name(name)
     if source is None:
-        facts = registry.model_info(name)  # a wrong name or tag is told before torch has to do anything
-        if checkpoint is None and not random and not registry.is_model_pretrained(name):
-            named = ", ".join(tag for tag in facts["pretrained"] if tag)
-            raise SourceUnavailable(f"{name} has no published weights{f' ({named})' if named else ''}; give --checkpoint FILE, "
-                                    "or --random if random weights will do")
+        info = registry.model_info(name)  # a wrong name or tag is told before torch has to do anything
+        if checkpoint is None and not random and not info.pretrained:
+            raise SourceUnavailable(f"{name} has no published weights; give --checkpoint FILE, or --random if random weights "
+                                    "will do")
     options: dict[str, Any] = {} if has_head else {"num_classes": 0}
     if num_classes is not None:
         options = {"pretrained_cfg_overlay": {"num_classes": num_classes, "label_offset": None}}

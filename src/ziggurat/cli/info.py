@@ -1,65 +1,87 @@
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .common import AsJson, print_json, table
+
+if TYPE_CHECKING:
+    from ..facts import ModelInfo, WeightsInfo
 
 
 def run(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Architecture, or architecture.tag to see those weights only.")],
     as_json: AsJson = False,
 ) -> None:
-    """What an architecture is: its size, its cost, its levels, and the weights published for it.
+    """What an architecture is: its size, its cost, its levels, the strides it can end at, and its published weights.
 
     \b
     Examples:
       ziggurat info resnet50
       ziggurat info tf_efficientnet_lite0.pip_in1k --json
 
+    'ziggurat search' finds architectures by these facts. Licences and data sets are those that the publishers of the
+    weights state; data sets are in the order of training. With --json: all facts, by the names of `ModelInfo` and
+    `WeightsInfo`, null where nothing is known.
+
     Exit status: 0; 2 for a name that does not exist (the nearest ones are named).
     """
     from ..registry import model_info
 
-    facts = model_info(name)
+    info = model_info(name)
     if as_json:
-        print_json(facts)
+        print_json(info)
     else:
-        typer.echo(described(facts))
+        typer.echo(described(info))
 
 
-def described(facts: dict[str, Any]) -> str:
-    lines = [facts["name"]]
-    if "params" in facts:
-        size = " × ".join(map(str, facts["input_size"]))
+def described(info: ModelInfo) -> str:
+    lines = [info.name]
+    if info.params is not None:
+        assert info.input_size is not None and info.macs is not None and info.activations is not None
+        size = " × ".join(map(str, info.input_size))
         rows = [
-            ("module", f"ziggurat.models.{facts['module']} ({facts['class']})"),
-            ("parameters", f"{facts['params'] / 1e6:.1f} M"),
-            ("cost", f"{facts['macs'] / 1e9:.2f} GMACs, {facts['activations'] / 1e6:.1f} M activations for an input of {size}"),
-            ("embedding", f"{facts['embedding']} numbers"),
+            ("module", f"ziggurat.models.{info.module} ({info.class_name})"),
+            ("parameters", f"{info.params / 1e6:.1f} M"),
+            ("cost", f"{info.macs / 1e9:.2f} GMACs, {info.activations / 1e6:.1f} M activations for an input of {size}"),
+            ("embedding", f"{info.embedding} numbers"),
         ]
+        if info.min_size is not None:
+            rows.append(("sizes", sizes(info)))
         lines += [f"  {label:11s} {value}" for label, value in rows]
-        levels = ((i, level["reduction"], level["channels"], level["module"]) for i, level in enumerate(facts["levels"]))
+        levels = ((i, level["reduction"], level["channels"], level["module"]) for i, level in enumerate(info.levels or ()))
         lines += ["", indented(table(["level", "stride", "channels", "module"], levels, left=0))]
-    weights = [(tag, cfg) for tag, cfg in facts["pretrained"].items() if tag and source(cfg)]
-    if weights:
-        rows_of = ((tag, f"{cfg['input_size'][-1]} px", cfg["num_classes"], cfg.get("license", "not stated"), source(cfg))
-                   for tag, cfg in weights)
-        lines += ["", indented(table(["weights", "image", "classes", "licence", "from"], rows_of, left=5))]
+        if info.output_strides:
+            ways = ((asked, way["stride"], way["how"], f"{way['macs'] / 1e9:.2f}") for asked, way in info.output_strides.items())
+            lines += ["", indented(table(["output_stride", "stride", "how", "GMACs"], ways, left=0))]
+    if info.pretrained:
+        headings = ["weights", "image", "classes", "licence", "data", "from"]
+        found = (
+            (weights.tag, f"{weights.input_size[-1]} px", weights.num_classes, weights.license or "not stated",
+             " > ".join(weights.datasets or ()) or "not stated", source(weights))
+            for weights in info.pretrained.values()
+        )
+        lines += ["", indented(table(headings, found, left=6))]
     else:
         lines += ["", "  no published weights"]
     return "\n".join(lines)
 
 
-def source(cfg: dict[str, Any]) -> str:
+def sizes(info: ModelInfo) -> str:
+    """Which images it takes."""
+    least = f"from {info.min_size} px"
+    return f"{least}, {info.size_rule}" if info.size_rule else least
+
+
+def source(weights: WeightsInfo) -> str:
     """Where weights come from, in a word."""
-    if cfg.get("package"):
-        return f"package {cfg['package'].replace('_', '-')}"
-    if cfg.get("hf_hub_id"):
-        return f"hf-hub:{cfg['hf_hub_id']}"
-    url = cfg.get("url") or cfg.get("file") or ""
-    return url if isinstance(url, str) else url[0]
+    if weights.get("package"):
+        return f"package {weights['package'].replace('_', '-')}"
+    if weights.hf_hub_id:
+        return f"hf-hub:{weights.hf_hub_id}"
+    address = weights.url or weights.get("file") or ""
+    return address if isinstance(address, str) else address[0]
 
 
 def indented(text: str) -> str:

@@ -144,6 +144,11 @@ def table_modules() -> list[str]:
     return sorted(path.stem for path in TABLES.glob("*.toml"))
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file holds."""
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
 @functools.cache
 def pretrained_cfgs(module: str) -> dict[str, dict[str, PretrainedCfg]]:
     """The published weights of a module: architecture -> tag -> configuration, the default tag first.
@@ -155,7 +160,7 @@ def pretrained_cfgs(module: str) -> dict[str, dict[str, PretrainedCfg]]:
     path = TABLES / f"{module}.toml"
     if not path.is_file():
         return {}
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    table = read_toml(path)
     default = table.pop("default")
     return {
         architecture: {tag: row_cfg(architecture, tag, {**default, **row}) for tag, row in rows.items()}
