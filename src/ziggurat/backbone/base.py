@@ -238,10 +238,10 @@ class Backbone(Levels, metaclass=_Finished):
         for i in take:
             level = self._normed(levels[i], i, norm)
             prefix = level[:, : self.num_prefix_tokens] if self.layout == "NLC" else None
-            if output_fmt == self.layout == "NLC":
+            if output_fmt == self.layout == "NLC" and self.native_size is None:
                 level = level[:, self.num_prefix_tokens :]
             else:
-                level = self._as_map(level, x)
+                level = self._as_map(level, i, x)
                 if output_fmt == "NLC":
                     level = level.flatten(2).transpose(1, 2)
             chosen.append((level, prefix) if return_prefix_tokens and prefix is not None else level)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadArgument, UnsupportedStride
+from ..layers.guards import blocks
+from .images import check_images, resized
 from .neck import PYRAMIDS, PyramidNeck
 from .plan import FeatureInfo, Plan, take_indices, take_strides
 from .stitching import Boundary, ShiftsInput, boundaries, interleaved, shifted
@@ -26,6 +28,10 @@ class Levels(nn.Module):
     isotropic: ClassVar[bool] = False
     """All levels have the width and the grid of the last, so the final norm fits each of them (a plain ViT)."""
 
+    min_size: int = 32
+    """The least height and width of an image; set it lower on a model at your own risk of maps without pixels."""
+    native_size: tuple[int, int] | None = None
+    """The only image size that the trunk takes (an MLP over positions): images are resized to it, and maps back."""
     stitches_image: ClassVar[bool] = False
     """Stitched output strides shift the image: between levels the network's state is more than one map."""
 
@@ -36,6 +42,7 @@ class Levels(nn.Module):
     out_indices: tuple[int, ...] | None
     """The levels that a features-only model gives."""
     num_features: int
+    in_chans: int
     output_stride: int | None
     """The coarsest stride allowed, as it was asked for."""
     pyramid_neck: PyramidNeck | None
@@ -45,6 +52,7 @@ class Levels(nn.Module):
     _norm: bool  # what norm=None stands for
     _depth: int  # levels that pruning has left
     _stops_at: int | None  # index of the level that a pruned trunk ends with
+    _strides: tuple[int, ...]  # of the trunk's levels
     _boundaries: tuple[Boundary, ...]  # where output_stride is reached by shifting and stitching
 
     # ---------------------------------------------------------------- what a family says
@@ -90,25 +98,31 @@ class Levels(nn.Module):
         wanted = max(take, default=0)
         if wanted >= self._depth:
             raise BadArgument(f"level {wanted} was pruned; levels 0 to {self._depth - 1} are left")
+        check_images(x, self.in_chans, self.min_size)
         stop = self._stops_at if to_end else wanted
+        x = resized(x, self.native_size)
+        first = self._boundaries[0] if self._boundaries else None
+        images = shifted(x, first.phases, first.step) if first is not None and first.level == 0 else x
         levels: dict[int, Tensor] = {}
         level, index = x, 0
-        for index, level in enumerate(self.trunk(self._shifted_image(x), **inputs)):
+        for index, level in enumerate(self.trunk(images, **inputs)):
             if index in take:
                 levels[index] = self._stitched(level, index, x)
             if index == stop:
                 break
         return levels, levels[index] if index in levels else self._stitched(level, index, x)
 
-    def _as_map(self, level: Tensor, x: Tensor) -> Tensor:
-        """A level in the trunk's layout as an NCHW map; `x` is the image batch that it came from."""
+    def _as_map(self, level: Tensor, index: int, x: Tensor) -> Tensor:
+        """Level `index` in the trunk's layout as an NCHW map; `x` is the image batch that it came from."""
         if self.layout == "NHWC":
-            return level.permute(0, 3, 1, 2).contiguous()
+            level = level.permute(0, 3, 1, 2).contiguous()
         if self.layout == "NLC":
-            rows, columns = self._dense_grid(x)
             patches = level[:, self.num_prefix_tokens :]
-            return patches.reshape(x.shape[0], rows, columns, -1).permute(0, 3, 1, 2).contiguous()
-        return level
+            grid = self._patch_grid(self.native_size or x.shape[-2:])
+            level = patches.reshape(x.shape[0], *grid, -1).permute(0, 3, 1, 2).contiguous()
+        if self.native_size is None:
+            return level
+        return resized(level, (blocks(x.shape[-2], self._strides[index]), blocks(x.shape[-1], self._strides[index])))
 
     def _fits_norm(self, index: int) -> bool:
         """Whether the norm that closes the trunk, where one does, fits level `index`."""
@@ -125,7 +139,7 @@ class Levels(nn.Module):
 
     def _maps(self, levels: Mapping[int, Tensor], x: Tensor, take: Sequence[int], norm: bool | None = None) -> list[Tensor]:
         """Levels `take` as NCHW maps, behind the final norm where `norm` asks for it and it fits."""
-        return [self._as_map(self._normed(levels[i], i, norm), x) for i in take]
+        return [self._as_map(self._normed(levels[i], i, norm), i, x) for i in take]
 
     def _named_tokens(self, last: Tensor, x: Tensor) -> dict[str, Tensor]:
         named, start = {}, 0
@@ -133,7 +147,7 @@ class Levels(nn.Module):
             tokens = last[:, start : start + count]
             named[name] = tokens[:, 0] if count == 1 and name != "registers" else tokens
             start += count
-        named["patches"] = self._as_map(last, x)
+        named["patches"] = self._as_map(last, -1, x)
         return named
 
     def _levels_of_strides(self, strides: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -160,7 +174,7 @@ class Levels(nn.Module):
         if found and self.layout == "NLC" and self.token_grid(4 * native[-1], 4 * native[-1]) != (4, 4):
             raise UnsupportedStride(f"output_stride={output_stride}: patches that are not square cannot be stitched; "
                                     "leave output_stride out")
-        self._boundaries = tuple(found)
+        self._strides, self._boundaries = tuple(held), tuple(found)
         for boundary in found:
             if boundary.level:
                 later = self._registered_after(self.plan.levels[boundary.level - 1]["module"])
@@ -171,22 +185,18 @@ class Levels(nn.Module):
         levels = (level | {"reduction": stride} for level, stride in zip(self.plan.levels, held))
         self.feature_info = FeatureInfo(levels, self.out_indices)
 
-    def _shifted_image(self, x: Tensor) -> Tensor:
-        first = self._boundaries[:1]
-        return shifted(x, first[0].phases, first[0].step) if first and first[0].level == 0 else x
-
     def _stitched(self, level: Tensor, index: int, x: Tensor) -> Tensor:
         """What the trunk yielded at `index` as one dense map an image of the batch `x`, in the same layout.
 
         Tokens before the patches are those of the undisturbed network.
         """
-        index = min(index, len(self.feature_info) - 1)
+        index = min(index, len(self.plan.levels) - 1)
         phases = [boundary.phases for boundary in self._boundaries if boundary.level <= index]
         if not phases:
             return level
         batch, _, height, width = x.shape
-        size = self.feature_info.sizes(height, width, index)
-        native, held = self.plan.levels[index]["reduction"], self.feature_info[index]["reduction"]
+        native, held = self.plan.levels[index]["reduction"], self._strides[index]
+        size = (blocks(height, held), blocks(width, held))
         if self._boundaries[0].level == 0 and native // held < phases[0]:  # phases that finer levels do not need
             k = native // held
             level = level.unflatten(0, (batch, phases[0], phases[0]))[:, :k, :k].flatten(0, 2)
@@ -200,10 +210,11 @@ class Levels(nn.Module):
             return torch.cat((level[:: phases[0] ** 2, :count], patches), dim=1)
         return interleaved(level, phases, size)
 
-    def _dense_grid(self, x: Tensor) -> tuple[int, int]:
-        """Rows and columns of the patches that the trunk's tokens are handed out with."""
-        height, width = x.shape[-2:]
-        return self.feature_info.sizes(height, width, -1) if self._boundaries else self.token_grid(height, width)
+    def _patch_grid(self, size: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of the patches among the tokens handed out for an image of `size`."""
+        if not self._boundaries:
+            return self.token_grid(*size)
+        return blocks(size[0], self._strides[-1]), blocks(size[1], self._strides[-1])
 
     # ---------------------------------------------------------------- pruning
 

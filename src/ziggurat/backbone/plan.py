@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, overload
 
 from ..errors import BadArgument, UnsupportedStride
+from ..layers.guards import blocks
 
 __all__ = ["FeatureInfo", "Plan", "Step", "take_indices", "take_strides"]
 
@@ -118,7 +119,7 @@ class FeatureInfo(Sequence):
     def sizes(self, height: int, width: int, idx: int | Sequence[int] | None = None) -> Any:
         """Rows and columns of the levels given out for an image of `height` x `width` pixels, before it is run."""
         strides = self.reduction(idx)
-        sizes = [(-(-height // s), -(-width // s)) for s in ([strides] if isinstance(idx, int) else strides)]
+        sizes = [(blocks(height, s), blocks(width, s)) for s in ([strides] if isinstance(idx, int) else strides)]
         return sizes[0] if isinstance(idx, int) else sizes
 
     def module_name(self, idx: int | Sequence[int] | None = None) -> Any:

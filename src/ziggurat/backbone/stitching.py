@@ -67,6 +67,9 @@ def interleaved(x: Tensor, phases: Sequence[int], size: tuple[int, int]) -> Tens
     """Maps (B' C H W) of phases, innermost boundary last, as the dense maps (B C *size) that they are parts of."""
     for k in reversed(phases):
         x = x.unflatten(0, (-1, k, k)).permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
+    if torch.compiler.is_compiling():  # a slice would tie an exported program to sizes that need no crop
+        rows, columns = (torch.arange(side, device=x.device) for side in size)
+        return x.index_select(2, rows).index_select(3, columns)
     return x[..., : size[0], : size[1]]
 
 
