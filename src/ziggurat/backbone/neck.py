@@ -75,7 +75,9 @@ class SimplePyramid(PyramidNeck):
             layers[f"up{i + 1}"] = nn.ConvTranspose2d(width, width // 2, kernel_size=2, stride=2)
             width //= 2
         if stride > self.start:
-            layers["pool"] = nn.MaxPool2d(stride // self.start, ceil_mode=True)
+            covered = stride // self.start
+            layers["pad"] = nn.ConstantPad2d((0, covered - 1, 0, covered - 1), -torch.inf)  # rounds up, and exports
+            layers["pool"] = nn.MaxPool2d(covered)
         layers["project"] = nn.Conv2d(width, self.channels, kernel_size=1, bias=False)
         layers["project_norm"] = LayerNorm2d(self.channels)
         layers["smooth"] = nn.Conv2d(self.channels, self.channels, kernel_size=3, padding=1, bias=False)
@@ -87,8 +89,10 @@ class SimplePyramid(PyramidNeck):
         levels = []
         for stride in strides:
             level = self.get_submodule(f"stride{stride}")(x)
-            # what doubling adds beyond the image's edge goes
-            levels.append(level[..., : -(-size[0] // stride), : -(-size[1] // stride)])
+            if stride < self.start:  # what doubling makes beyond the image's edge goes; slices would not export
+                for dim, side in zip((2, 3), size):
+                    level = level.index_select(dim, torch.arange(-(-side // stride), device=x.device))
+            levels.append(level)
         return levels
 
 
