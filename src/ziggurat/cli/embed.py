@@ -44,7 +44,8 @@ def run(
     from ..data import find_images
     from ..extract import embed_images, open_writer
 
-    with open_writer(out, dtype.value, {"model": model}) as writer:
+    about = {"model": model, "norm": "as the classifier reads it, behind the final norm where there is one"}
+    with open_writer(out, dtype.value, about) as writer:
         backbone = load_model(model, checkpoint, random, device)
         paths = find_images(sources)
         skipped = Skipped()

@@ -48,6 +48,7 @@ def extract_images(
     batch_size: int = 32,
     workers: int = 4,
     transform: Prepare | None = None,
+    norm: bool | None = None,
 ) -> Iterator[tuple[Path, dict[str, Any] | UnreadableImage]]:
     """The views `outputs` (see `Backbone.extract`) of every image behind `sources`, with its path, in order of path.
 
@@ -71,7 +72,7 @@ def extract_images(
         if images:
             batch = torch.stack(images).to(parameter.device, parameter.dtype)
             with torch.inference_mode():
-                views = _to_cpu(model.extract(batch, outputs, strides=strides))
+                views = _to_cpu(model.extract(batch, outputs, strides=strides, norm=norm))
         position = 0
         for path, image in waiting:
             if isinstance(image, UnreadableImage):
