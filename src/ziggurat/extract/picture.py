@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..backbone import Backbone
-from ..backbone.plan import take_strides
 from ..data.config import resolve_model_data_config
 from ..errors import BadArgument
 from .runner import image_transform
@@ -109,15 +108,20 @@ def pyramid_picture(image: Image.Image, levels: Sequence[tuple[int, Tensor]], ti
 def draw_pyramid(
     model: Backbone, image: Image.Image, strides: int | Sequence[int] | None = None, title: str = ""
 ) -> Image.Image:
-    """`pyramid_picture` of a model's levels for one image: all of them, or the deepest of each stride named."""
+    """`pyramid_picture` of a model's levels for one image: all of them, or the deepest of each stride named.
+
+    Of a features-only model, all are those that it gives.
+    """
     x = image_transform(model)(image)
-    take = None if strides is None else take_strides(model.feature_info.reduction(), strides)
     parameter = next(model.parameters())
+    batch = x[None].to(parameter.device, parameter.dtype)
     with torch.inference_mode():
-        maps = model.forward_intermediates(x[None].to(parameter.device, parameter.dtype), indices=take,
-                                           stop_early=True, intermediates_only=True)
-    reductions = model.feature_info.reduction(range(len(model.feature_info)) if take is None else take)
-    return pyramid_picture(_as_seen(model, x), [(s, m[0]) for s, m in zip(reductions, maps)], title)
+        if strides is not None:
+            levels = list(model.pyramid(batch, strides).items())
+        else:
+            maps = model(batch) if model.out_indices is not None else model.forward_intermediates(batch, intermediates_only=True)
+            levels = list(zip(model.feature_info.reduction(), maps))
+    return pyramid_picture(_as_seen(model, x), [(s, m[0]) for s, m in levels], title)
 
 
 def _as_seen(model: Backbone, x: Tensor) -> Image.Image:
