@@ -32,6 +32,7 @@ def create_model(
     pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     checkpoint_path: str | Path | None = None,
+    in_chans_from: str | Sequence[Any] | None = None,
     cache_dir: str | Path | None = None,
     scriptable: bool | None = None,
     exportable: bool | None = None,
@@ -48,7 +49,13 @@ def create_model(
       once, into the hub client's own cache, or into `cache_dir`.
     - `pretrained_cfg`: another tag, or a configuration of one's own; `pretrained_cfg_overlay` changes fields of it
       (`dict(file="weights.safetensors")`, say).
-    - `checkpoint_path`: load this file instead (.safetensors, .pth, .npz).
+    - `checkpoint_path`: load this file instead (.safetensors, .pth, .npz). Classifiers, embedders and pyramids name
+      their tensors alike, so the file of one serves the others; layers behind the last level that it lacks altogether
+      stay as initialised, with a warning that names them.
+    - `in_chans_from`: how weights come to other `in_chans`: 'repeat' (the default: the old channels in turn, rescaled),
+      'mean' (each the rescaled mean of the old), 'first' (the old in place, further ones from zero), or a list with an
+      entry for each new channel: the index of an old one, None for zero, or numbers to weight the old ones with. Mean
+      and std of the preprocessing (`model.pretrained_cfg`) follow. See `weights.channels.band_rows`.
     - `features_only`: the pyramid: `forward` gives a list of maps, and what they do not need is not held.
       `out_indices` chooses levels by index, `out_strides` by stride (the deepest level of each), in the order given.
       `norm` gives them behind the trunk's final norm where it fits (False; see `Backbone.pyramid`).
@@ -80,14 +87,16 @@ def create_model(
         pretrained = False  # the file given wins, so that nothing is downloaded for it
 
     given: dict[str, Any] = dict(
-        pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay, cache_dir=cache_dir
-    )
+        pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay, cache_dir=cache_dir,
+        in_chans_from=in_chans_from,
+    )  # fmt: skip
     given = {key: value for key, value in given.items() if value is not None}
     with _place(device, dtype, direct=not (pretrained or checkpoint_path)):
         if registry.is_own(architecture):
             model = registry.model_entrypoint(architecture)(pretrained=pretrained, **given, **kwargs)
             if checkpoint_path:
-                _load(model, _read(checkpoint_path), None)
+                cfg = resolve_pretrained_cfg(architecture, pretrained_cfg, pretrained_cfg_overlay)
+                _load(model, _read(checkpoint_path), cfg, in_chans_from=in_chans_from)
         else:
             cls, row = registry.family_of(architecture)[architecture]
             model = build_model_with_cfg(cls, architecture, pretrained, checkpoint_path=checkpoint_path,
@@ -110,6 +119,7 @@ def build_model_with_cfg(
     cache_dir: str | Path | None = None,
     kwargs_filter: Sequence[str] | None = None,
     checkpoint_path: str | Path | None = None,
+    in_chans_from: str | Sequence[Any] | None = None,
     **kwargs: Any,
 ) -> Any:
     """An instance of `model_cls` with the configuration of `variant`, its weights, and the view asked for.
@@ -150,14 +160,18 @@ def build_model_with_cfg(
     _check_arguments(model_cls, variant, kwargs)
     args = () if model_cfg is None else (model_cfg,)
 
+    def build(**changed: Any) -> Any:
+        model = model_cls(*args, **{**kwargs, **changed})
+        if is_pruned:
+            fit_channels(model, variant)
+        return model
+
     loads = bool(pretrained or checkpoint_path)
     with ExitStack() as stack:
         if loads and pretrained_strict and isinstance(model_cls, type) and issubclass(model_cls, Backbone):
             stack.enter_context(_NoInit())
-        model = model_cls(*args, **kwargs)
-        if is_pruned:
-            fit_channels(model, variant)
-    model.pretrained_cfg = cfg.to_dict()
+        model = build()
+    model.pretrained_cfg = cfg.to_dict()  # of the weights, which loading them reads
     if features_only:
         if pyramid is None:
             _keep_levels(model, out_indices, out_strides, feature_cfg, norm)
@@ -173,7 +187,16 @@ def build_model_with_cfg(
             state_dict = fetch_state_dict(cfg, cache_dir=cache_dir)
         if pretrained_filter_fn is not None:
             state_dict = pretrained_filter_fn(state_dict, model)
-        _load(model, state_dict, cfg, strict=pretrained_strict, is_part=features_only)
+        found_in = cfg
+        if in_chans_from is not None and not isinstance(in_chans_from, str):
+            found_in = dataclasses.replace(cfg, first_conv=_input_layers(build, model.in_chans))
+        fresh = _load(model, state_dict, found_in, pretrained_strict, features_only, in_chans_from)
+        if fresh and pretrained_strict:
+            drawn = dict(build().named_parameters())
+            with torch.no_grad():
+                for path in fresh:
+                    model.get_parameter(path).copy_(drawn[path])
+    model.pretrained_cfg = _as_built(cfg, model, in_chans_from, kwargs.get("img_size"))
     return model
 
 
@@ -301,13 +324,55 @@ def _read(checkpoint_path: str | Path) -> dict[str, Any]:
 
 
 def _load(
-    model: nn.Module, state_dict: Mapping[str, Any], cfg: PretrainedCfg | None, strict: bool = True, is_part: bool = False
-) -> None:
+    model: nn.Module,
+    state_dict: Mapping[str, Any],
+    cfg: PretrainedCfg,
+    strict: bool = True,
+    is_part: bool = False,
+    in_chans_from: str | Sequence[Any] | None = None,
+) -> list[str]:
+    """Loads a state dict; returns the names that it lacks, without those of the classifier and the neck."""
+    from .weights.adapting import NECK
     from .weights.loading import load_weights
 
-    missing = load_weights(model, state_dict, cfg, strict=strict, assign=True, allow_extra=is_part)
-    if isinstance(model, Backbone) and any(name.startswith(tuple(f"{p}." for p in model.classifiers)) for name in missing):
+    missing = load_weights(model, state_dict, cfg, strict=strict, assign=True, allow_extra=is_part,
+                           in_chans_from=in_chans_from)
+    if not isinstance(model, Backbone):
+        return missing
+    heads = tuple(f"{path}." for path in model.classifiers)
+    if any(name.startswith(heads) for name in missing):
         model.reset_classifier(model.num_classes)  # other classes than the checkpoint's: a fresh one
+    return [name for name in missing if not name.startswith((*heads, NECK))]
+
+
+def _input_layers(build: Callable[..., Any], in_chans: int) -> tuple[str, ...]:
+    """Paths of the layers that read the image: those whose weights change with the number of channels."""
+    with torch.device("meta"):
+        shapes = [{name: p.shape for name, p in build(in_chans=n).named_parameters()} for n in (in_chans, in_chans + 1)]
+    return tuple(name.removesuffix(".weight") for name in shapes[0] if shapes[0][name] != shapes[1][name])
+
+
+def _as_built(
+    cfg: PretrainedCfg, model: Any, in_chans_from: str | Sequence[Any] | None, img_size: int | Sequence[int] | None
+) -> dict[str, Any]:
+    """The configuration as `model.pretrained_cfg` holds it: with the channels and the size that the model is built for."""
+    stated = cfg.to_dict()
+    base_chans = cfg.input_size[0]
+    in_chans = getattr(model, "in_chans", base_chans)
+    if in_chans != base_chans or in_chans_from is not None:
+        from .weights.channels import band_rows, is_map, mixed_statistics
+
+        rows = band_rows(in_chans_from, in_chans, base_chans)
+        for name in ("mean", "std"):
+            if len(stated[name]) == base_chans and (in_chans != base_chans or is_map(in_chans_from)):
+                stated[name] = mixed_statistics(stated[name], rows)
+        for name in ("input_size", "test_input_size", "min_input_size"):
+            if stated.get(name):
+                stated[name] = (in_chans, *stated[name][1:])
+    if img_size is not None:
+        sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        stated["input_size"] = (in_chans, *sides)
+    return stated
 
 
 @contextmanager

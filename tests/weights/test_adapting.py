@@ -11,6 +11,7 @@ from torch import nn
 
 from ziggurat.errors import BadArgument, CheckpointMismatch
 from ziggurat.weights.adapting import adapt_input_conv, adapt_state_dict, by_order, mismatch
+from ziggurat.weights.loading import load_weights
 from ziggurat.weights.pretrained import PretrainedCfg
 
 
@@ -38,8 +39,9 @@ def shapes(model):
 def test_input_conv_is_timms(base, channels, in_chans, dtype):
     weight = torch.randn(5, channels, 3, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
     if channels != base and in_chans not in (1, base):
-        with pytest.raises(NotImplementedError):
-            adapt_input_conv(in_chans, weight, base_chans=base)
+        # space to depth, which timm refuses: the channels of each of the four pixels as if they were alone
+        alone = [adapt_input_conv(in_chans, pixel) for pixel in weight.chunk(channels // base, dim=1)]
+        assert torch.equal(adapt_input_conv(in_chans, weight), torch.cat(alone, dim=1))
         return
     got, expected = (f(in_chans, weight, base_chans=base) for f in (adapt_input_conv, timm_adapt_input_conv))
     assert got.dtype == dtype
@@ -83,17 +85,28 @@ def test_input_size_states_the_channels_of_the_pretraining():
 
 
 def test_an_input_that_cannot_be_refitted_is_an_error():
-    class Linear(nn.Module):
-        def __init__(self, in_chans):
+    class Patches(nn.Module):
+        def __init__(self, in_chans, pixels=4):
             super().__init__()
-            self.stem = nn.Linear(in_chans, 2)
+            self.in_chans = in_chans
+            self.stem = nn.Linear(pixels * in_chans, 2)
 
-    with pytest.raises(CheckpointMismatch, match="in_chans=3"):
-        adapt_state_dict(Linear(4), Linear(3).state_dict(), CFG)
-    stem = nn.Module()
-    stem.stem = nn.Conv2d(16, 2, 3)  # space to depth of 4 channels
-    with pytest.raises(CheckpointMismatch, match="from 3 to 4"):
-        adapt_state_dict(stem, {"stem.weight": torch.ones(2, 12, 3, 3), "stem.bias": torch.ones(2)}, CFG)
+    weights = Patches(3).state_dict()
+    with pytest.raises(CheckpointMismatch, match="by pixel or by channel is not known; set its attribute channels_last"):
+        adapt_state_dict(Patches(4), weights, CFG)
+    model = Patches(4)
+    for last in (True, False):
+        model.stem.channels_last = last
+        got = adapt_state_dict(model, weights, CFG)["stem.weight"]
+        kernel = weights["stem.weight"].unflatten(1, (4, 3) if last else (3, 4))
+        kernel = kernel.movedim(2, 1) if last else kernel
+        wanted = kernel[:, [0, 1, 2, 0]] * 0.75
+        assert torch.equal(got, (wanted.movedim(1, 2) if last else wanted).flatten(1))
+    grouped = nn.Module()
+    grouped.in_chans = 6
+    grouped.stem = nn.Conv2d(6, 6, 3, groups=6)
+    with pytest.raises(CheckpointMismatch, match="1 missing: stem.weight|another shape|not one for 3"):
+        load_weights(grouped, nn.ModuleDict({"stem": nn.Conv2d(3, 3, 3, groups=3)}).state_dict(), CFG)
 
 
 def test_the_classifier_is_left_out_for_other_classes_only():

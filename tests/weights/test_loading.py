@@ -165,9 +165,9 @@ def test_without_a_configuration_nothing_is_refitted():
 
 def test_an_input_that_cannot_be_refitted_stays_as_it_was_without_strict():
     class Linear(nn.Module):
-        def __init__(self, in_chans):
+        def __init__(self, in_chans):  # several pixels of each channel, in an order that it does not tell
             super().__init__()
-            self.stem = nn.Linear(in_chans, 2)
+            self.stem = nn.Linear(4 * in_chans, 2)
 
     with pytest.warns(UserWarning, match=r"stem\.weight is left as it was"):
         assert load_weights(Linear(4), Linear(3).state_dict(), CFG, strict=False) == ["stem.weight"]

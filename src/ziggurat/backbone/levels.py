@@ -306,6 +306,10 @@ class Levels(nn.Module):
         count = len(self.feature_info)
         self.feature_info = FeatureInfo([*self.feature_info, *made], range(count, count + len(made)))
 
+    def behind_levels(self) -> list[str]:
+        """Paths of the modules behind the last level: norm and classifier, which a pyramid does without."""
+        return self._registered_after(self.feature_info[self._depth - 1]["module"])
+
     def _registered_after(self, path: str) -> list[str]:
         """Paths of the modules registered after the one at `path`, on its own level and on those above."""
         later: list[str] = []

@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ziggurat.errors import BadArgument, CheckpointMismatch
+from ziggurat.errors import CheckpointMismatch
+from ziggurat.weights.channels import Bands, adapt_input_conv, band_rows, is_map, refit_input
 from ziggurat.weights.pretrained import PretrainedCfg
 
 __all__ = ["adapt_input_conv", "adapt_state_dict", "by_order", "fit", "mismatch"]
@@ -43,51 +43,25 @@ ORIGINS = (
 )  # fmt: skip
 
 
-def adapt_input_conv(in_chans: int, conv_weight: Tensor, base_chans: int = 3) -> Tensor:
-    """The weight of an input convolution (O, I, kH, kW) for images of `in_chans` channels instead of `base_chans`.
-
-    One channel gets the sum over the old ones, which answers a grey image as the old weight answers that image
-    repeated. Other counts repeat the old channels in turn, cut off at `in_chans` and scaled by
-    `base_chans / in_chans`, so that repeated channels give the old response. Where I is a multiple of `base_chans`
-    (space to depth), one channel is summed within each position; other counts raise `NotImplementedError`, as does a
-    weight that is no convolution's. The dtype is kept; half precision is computed in float32.
-    """
-    if in_chans < 1 or base_chans < 1:
-        raise BadArgument(
-            f"channel counts {in_chans} and {base_chans} were given; both have to be positive. Pass the numbers of "
-            "channels of the images and of the pretraining."
-        )
-    if conv_weight.ndim != 4:
-        raise NotImplementedError(f"an input weight of {conv_weight.ndim} dimensions is no 2D convolution's")
-    if in_chans == base_chans:
-        return conv_weight
-    positions, rest = divmod(conv_weight.shape[1], base_chans)
-    if rest or (positions != 1 and in_chans != 1):
-        raise NotImplementedError(
-            f"an input weight of {conv_weight.shape[1]} channels cannot be refitted from {base_chans} to {in_chans}"
-        )
-    wide = conv_weight if conv_weight.dtype == torch.float64 else conv_weight.float()
-    if in_chans == 1:
-        fitted = wide.unflatten(1, (positions, base_chans)).sum(dim=2)
-    else:
-        turn = torch.arange(in_chans, device=wide.device) % base_chans
-        fitted = wide[:, turn] * (base_chans / in_chans)
-    return fitted.to(conv_weight.dtype)
-
-
-def adapt_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], cfg: PretrainedCfg) -> dict[str, Tensor]:
+def adapt_state_dict(
+    model: nn.Module, state_dict: Mapping[str, Tensor], cfg: PretrainedCfg, in_chans_from: Bands = None
+) -> dict[str, Tensor]:
     """A checkpoint's state dict with the model's names, input channels and classes; tensors are shared, not copied.
 
-    The model's own `remap_checkpoint` comes first, then the dialects of feature wrappers. The first convolutions are
-    refitted to the model's channels (`adapt_input_conv`). The classifier is left out where the model's number of
+    The model's own `remap_checkpoint` comes first, then the dialects of feature wrappers. The layers that read the
+    image are refitted to the model's channels, as `in_chans_from` says (`channels.band_rows`). The classifier is left out where the model's number of
     classes is not the checkpoint's (a negative `cfg.num_classes` never is), and cut by `cfg.label_offset` where the
     checkpoint has background classes. Raises `CheckpointMismatch` for an input that cannot be refitted.
     """
-    return fit(model, state_dict, cfg)[0]
+    return fit(model, state_dict, cfg, in_chans_from=in_chans_from)[0]
 
 
 def fit(
-    model: nn.Module, state_dict: Mapping[str, Tensor], cfg: PretrainedCfg, strict: bool = True
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    cfg: PretrainedCfg,
+    strict: bool = True,
+    in_chans_from: Bands = None,
 ) -> tuple[dict[str, Tensor], set[str]]:
     """What `adapt_state_dict` returns, and the names of the model's tensors that the checkpoint cannot fill.
 
@@ -100,7 +74,7 @@ def fit(
         fitted = by_order(own, fitted, free=free, part=True)
     fitted = remapped(model, fitted)
     fitted = without_joints(fitted, own)
-    unfilled = fit_input(model, own, fitted, cfg, strict) | fit_classifier(model, own, fitted, cfg)
+    unfilled = fit_input(model, own, fitted, cfg, strict, in_chans_from) | fit_classifier(model, own, fitted, cfg)
     if not any(name.startswith(NECK) for name in fitted):
         unfilled |= {name for name in own if name.startswith(NECK)}
     return fitted, unfilled
@@ -173,26 +147,29 @@ def counters(side: list[str]) -> bool:
 
 
 def fit_input(
-    model: nn.Module, own: Mapping[str, Tensor], fitted: dict[str, Tensor], cfg: PretrainedCfg, strict: bool
+    model: nn.Module,
+    own: Mapping[str, Tensor],
+    fitted: dict[str, Tensor],
+    cfg: PretrainedCfg,
+    strict: bool,
+    in_chans_from: Bands = None,
 ) -> set[str]:
-    """Refit the first convolutions in place; returns the names of those that stay as the model initialised them."""
+    """Refit the layers that read the image in place; returns the names of those that stay as initialised.
+
+    They are those of `cfg.first_conv` and every other weight that differs from the model's in its input channels alone
+    and by as much: a stem of several branches has several.
+    """
+    listed = [name for name in (f"{path}.weight" for path in names(cfg.first_conv)) if name in own and name in fitted]
+    changed = [name for name in fitted if name in own and only_inputs_differ(own[name], fitted[name])]
+    in_chans, base_chans = channels_of(model, own, fitted, cfg, listed, is_map(in_chans_from))
+    rows = band_rows(in_chans_from, in_chans, base_chans)
+    inputs = [name for name in changed if own[name].shape[1] * base_chans == fitted[name].shape[1] * in_chans]
+    if in_chans == base_chans and is_map(in_chans_from):
+        inputs = listed  # as many channels, in another order
     unfilled = set()
-    base_chans = (cfg.input_size or (3,))[0]
-    for path in names(cfg.first_conv):
-        name = f"{path}.weight"
-        if name not in fitted or name not in own or fitted[name].shape == own[name].shape:
-            continue
-        module: Any = model.get_submodule(path)
-        weight = fitted[name]
-        in_chans, rest = input_channels(module, weight, base_chans)
-        if rest or (in_chans == base_chans and weight.ndim == 4):
-            raise CheckpointMismatch(
-                f"the checkpoint's {name} {tuple(weight.shape)} cannot be one for {base_chans} channels, which its "
-                f"configuration's input_size says; the model's is {tuple(module.weight.shape)}. "
-                "Correct input_size, or choose the architecture that the checkpoint is of."
-            )
+    for name in inputs:
         try:
-            fitted[name] = adapt_input_conv(in_chans, weight, base_chans=base_chans)
+            fitted[name] = refit_input(fitted[name], rows, lies_channels_last(model, name, own[name], in_chans))
         except NotImplementedError as reason:
             if strict:
                 raise CheckpointMismatch(
@@ -205,14 +182,54 @@ def fit_input(
     return unfilled
 
 
-def input_channels(module: nn.Module, weight: Tensor, base_chans: int) -> tuple[int, int]:
-    """The image channels of a model's first layer, seen from a checkpoint's weight for `base_chans`, and a remainder.
+def only_inputs_differ(ours: Tensor, theirs: Tensor) -> bool:
+    return (
+        ours.ndim == theirs.ndim > 1
+        and ours.shape[1] != theirs.shape[1]
+        and ours.shape[:1] + ours.shape[2:] == theirs.shape[:1] + theirs.shape[2:]
+    )
 
-    A space-to-depth stem has several input channels for each of the image's, in the model and in the checkpoint alike.
+
+def channels_of(
+    model: nn.Module,
+    own: Mapping[str, Tensor],
+    fitted: Mapping[str, Tensor],
+    cfg: PretrainedCfg,
+    listed: Collection[str],
+    is_mapped: bool,
+) -> tuple[int, int]:
+    """The channels of the model's images and, as `cfg.input_size` says, of the checkpoint's.
+
+    Raises `CheckpointMismatch` where a first layer tells otherwise, unless it needs no refitting.
     """
-    if isinstance(module, nn.Conv2d) and weight.ndim == 4:
-        return divmod(base_chans * module.in_channels, weight.shape[1] * module.groups)
-    return base_chans + 1, 0  # not known, and not needed: such a weight is never refitted
+    base_chans = (cfg.input_size or (3,))[0]
+    in_chans = getattr(model, "in_chans", None)
+    for name in listed:
+        ours, theirs = own[name].shape[1], fitted[name].shape[1]
+        if in_chans is None:
+            in_chans = base_chans * ours // theirs
+        if theirs * in_chans != ours * base_chans and (theirs != ours or is_mapped):
+            raise CheckpointMismatch(
+                f"the checkpoint's {name} {tuple(fitted[name].shape)} is not one for {base_chans} channels, which its "
+                f"configuration's input_size says; the model's, for {in_chans}, is {tuple(own[name].shape)}. Correct "
+                "input_size (pretrained_cfg_overlay=...), or choose the architecture that the checkpoint is of."
+            )
+    return in_chans or base_chans, base_chans
+
+
+def lies_channels_last(model: nn.Module, name: str, weight: Tensor, in_chans: int) -> bool:
+    """Whether a first layer that reads several pixels at once has the channels of each side by side.
+
+    A convolution has, as `layers.SpaceToDepth` makes its input; any other layer says so by an attribute `channels_last`.
+    """
+    module = model.get_submodule(name.rpartition(".")[0])
+    said = getattr(module, "channels_last", True if weight.ndim > 2 or weight.shape[1] == in_chans else None)
+    if said is None:
+        raise NotImplementedError(
+            f"whether its {weight.shape[1]} inputs are ordered by pixel or by channel is not known; set its "
+            "attribute channels_last to True or False"
+        )
+    return bool(said)
 
 
 def fit_classifier(

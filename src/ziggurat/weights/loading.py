@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import importlib.util
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from ziggurat.errors import CheckpointMismatch, SourceUnavailable
 from ziggurat.weights import hub
-from ziggurat.weights.adapting import COUNTER, NECK, fit, mismatch, names
+from ziggurat.weights.adapting import COUNTER, NECK, fit, grouped, mismatch, names
+from ziggurat.weights.channels import Bands
 from ziggurat.weights.pretrained import PretrainedCfg
 from ziggurat.weights.reading import clean_state_dict, read_state_dict
 
@@ -107,19 +109,22 @@ def load_weights(
     strict: bool = True,
     assign: bool = False,
     allow_extra: bool = False,
+    in_chans_from: Bands = None,
 ) -> list[str]:
     """Fit a state dict to a model (`adapt_state_dict`) and load it; returns the names of the model's left unfilled.
 
-    Left unfilled are the classifier where its classes differ from the checkpoint's, and the pyramid's neck where the
-    checkpoint has none; with `strict` anything else raises `CheckpointMismatch`, as does a tensor of the checkpoint
-    that the model lacks, unless `allow_extra` (a pruned model). Without `strict`, names may be missing on either side, but shapes must agree. Batch-norm counters may be
-    missing.
+    Left unfilled are the classifier where its classes differ from the checkpoint's, the pyramid's neck where the
+    checkpoint has none, and, with a warning that names them, layers behind the last level that it lacks altogether: a
+    pyramid's checkpoint has no classifier. With `strict` anything else raises `CheckpointMismatch`, as does a tensor of
+    the checkpoint that the model lacks, unless `allow_extra` (a pruned model). Without `strict`, names may be missing
+    on either side, but shapes must agree. Batch-norm counters may be missing. `in_chans_from` says how the weights come
+    to a model of other input channels (`channels.band_rows`).
 
     `assign` makes the checkpoint's tensors, memory-mapped ones too, the model's parameters instead of copying: they
     are copied only where dtype or device differ. `requires_grad` stays as it was.
     """
     cfg = as_cfg(cfg)
-    fitted, unfilled = fit(model, state_dict, cfg, strict)
+    fitted, unfilled = fit(model, state_dict, cfg, strict, in_chans_from)
     own = model.state_dict()
     heads = tuple(f"{path}." for path in names(cfg.classifier))
     extra = [name for name in fitted if name not in own]
@@ -127,6 +132,8 @@ def load_weights(
         # what the model has no classifier (num_classes=0) or pyramid for is no mismatch
         if allow_extra or not strict or name.startswith((*heads, NECK)):
             del fitted[name]
+    if strict and fitted.keys() <= own.keys():
+        unfilled |= left_fresh(model, [name for name in own if name not in fitted and name not in unfilled])
     wanted = {name: tensor.shape for name, tensor in own.items() if name in fitted or (strict and name not in unfilled)}
     sentence = mismatch(wanted, fitted)
     if sentence:
@@ -138,6 +145,20 @@ def load_weights(
         fitted = {name: placed(tensor, own[name]) for name, tensor in fitted.items()}
     model.load_state_dict(fitted, strict=False, assign=assign)
     return [name for name in own if name not in fitted and not name.endswith(COUNTER)]
+
+
+def left_fresh(model: nn.Module, missing: Collection[str]) -> set[str]:
+    """The missing names themselves, with a warning, where all belong to layers behind a backbone's last level."""
+    behind: Any = getattr(model, "behind_levels", tuple)
+    missing = [name for name in missing if not name.endswith(COUNTER)]
+    if not missing or not all(name.startswith(tuple(f"{path}." for path in behind())) for name in missing):
+        return set()
+    warnings.warn(
+        f"the checkpoint ends with the last level, as a pyramid's does: {grouped(missing)} stay as initialised, to be "
+        "trained",
+        stacklevel=3,
+    )
+    return set(missing)
 
 
 def placed(tensor: Tensor, own: Tensor) -> Tensor:
