@@ -16,6 +16,7 @@ from typing import Any
 import ziggurat
 from ziggurat import data, errors, extract, registry, testing
 from ziggurat.backbone import Backbone, Family, FeatureInfo, Plan
+from ziggurat.facts import Fact
 from ziggurat.registry import catalog
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -23,6 +24,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 SECTIONS: list[tuple[str, list[Any]]] = [
     ("Creating", [ziggurat.create_model, ziggurat.models.build_model_with_cfg, ziggurat.parse_model_name]),
     ("Listing", [getattr(registry, name) for name in registry.__all__]),
+    ("Choosing", [ziggurat.search, ziggurat.ModelInfo, ziggurat.WeightsInfo]),
     ("A backbone", [Backbone, FeatureInfo]),
     ("Writing a family", [Plan, Family, testing.check_backbone]),
     ("An image to an input", [data.resolve_model_data_config, data.create_transform, data.open_image, data.find_images]),
@@ -49,6 +51,8 @@ def entry(thing: Any, name: str, depth: int) -> list[str]:
     lines += [inspect.getdoc(thing) or "", ""]
     if inspect.isclass(thing) and not is_error:
         for member, value in vars(thing).items():
+            if isinstance(value, Fact):
+                lines.append(f"- `{member}`: {value.__doc__}")
             target = value.fget if isinstance(value, property) else value
             if not member.startswith("_") and callable(target) and inspect.getdoc(target):
                 lines += entry(target, f"{name}.{member}", depth + 1)

@@ -102,7 +102,7 @@ class ModelInfo(Record):
 
     name = Fact[str]("The architecture.")
     module = Fact[str]("The model file it comes from, a module of `ziggurat.models`.")
-    class_name = Fact[str | None]("The class that is built.", key="class")
+    class_name = Fact[str | None]("The class that is built; as an entry `class`.", key="class")
     params = Fact[int | None]("Parameters, classifier included.")
     macs = Fact[int | None]("Multiply-adds of convolutions, linear layers and attention.")
     activations = Fact[int | None]("Elements that convolutions and linear layers put out.")
@@ -121,7 +121,7 @@ class ModelInfo(Record):
     prefix_tokens = Fact[dict[str, int] | None]("Tokens in front of those of the map, by kind; None without any.")
     first_conv = Fact[str | None]("Path of the layer that reads the image's channels.")
     classifier = Fact[str | list[str] | None]("Path of the classifier, or of the several.")
-    key_digest = Fact[str | None]("Digest of the state dict's keys and shapes.", key="keys")
+    key_digest = Fact[str | None]("Digest of the state dict's keys and shapes; as an entry `keys`.", key="keys")
     pretrained = Fact[dict[str, WeightsInfo]]("Published weights by tag, first those that `pretrained=True` loads.")
 
     def __repr__(self) -> str:
@@ -154,9 +154,11 @@ def published(name: str, cfg: PretrainedCfg) -> WeightsInfo:
     """What is known of the weights `architecture.tag`, whose configuration is `cfg`."""
     tag = name.partition(".")[2]
     fields = {field: value for field, value in cfg.to_dict().items() if field != "state_dict"}
+    url = cfg.url if isinstance(cfg.url, str) or cfg.url is None else cfg.url[0]
     license, license_url = provenance.licence(name, cfg)
     return WeightsInfo({
         **fields,
+        "url": url or None,
         "name": name,
         "tag": tag,
         "license": license,

@@ -80,8 +80,7 @@ def source(weights: WeightsInfo) -> str:
         return f"package {weights['package'].replace('_', '-')}"
     if weights.hf_hub_id:
         return f"hf-hub:{weights.hf_hub_id}"
-    address = weights.url or weights.get("file") or ""
-    return address if isinstance(address, str) else address[0]
+    return weights.url or str(weights["file"])
 
 
 def indented(text: str) -> str:
