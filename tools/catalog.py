@@ -14,11 +14,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ziggurat.backbone import Backbone
 from ziggurat.backbone.measure import measure
-from ziggurat.factory import build_model_with_cfg
+from ziggurat.factory import build_model_with_cfg, WithoutWeights
 from ziggurat.models import _families
 from ziggurat.registry import CATALOG
 from ziggurat.weights.pretrained import PretrainedCfg, pretrained_cfgs
@@ -32,9 +34,12 @@ def measured(module: str, names: Sequence[str] | None = None) -> list[str]:
     for name in names or family:
         cls, row = family[name]
         cfg = next(iter(weights.get(name, {}).values()), PretrainedCfg())
-        with torch.device("meta"):
-            model = build_model_with_cfg(cls, name, pretrained_cfg=cfg, **row)
-        rows.append(f"  {json.dumps(name)}: {json.dumps(measure(model, cfg.input_size))}")
+
+        def create(cls: Any = cls, name: str = name, cfg: PretrainedCfg = cfg, row: Any = row, **kwargs: Any) -> Backbone:
+            with torch.device("meta"), WithoutWeights():
+                return build_model_with_cfg(cls, name, pretrained_cfg=cfg, **{**row, **kwargs})
+
+        rows.append(f"  {json.dumps(name)}: {json.dumps(measure(create, cfg.input_size))}")
     return rows
 
 

@@ -177,6 +177,30 @@ def check_inputs(create: Create, size: int) -> None:
         assert model(images(model, size)).shape[0] == 2
 
 
+@torch.no_grad()
+def check_output_stride(create: Create, size: int) -> None:
+    """Stitched output strides: at the native grid's positions the dense maps are the native maps."""
+    model = settled(create)
+    x = images(model, size)
+    levels = model.forward_intermediates(x, intermediates_only=True)
+    finest = min(model.feature_info.reduction())
+    for output_stride in (4, 8, 16):
+        if not model.isotropic and output_stride < finest:
+            continue
+        dense = create(output_stride=output_stride, output_stride_mode="stitched").eval()
+        dense.load_state_dict(model.state_dict())
+        maps = dense.forward_intermediates(x, intermediates_only=True)
+        sizes = dense.feature_info.sizes(size, size)
+        for i, (level, native) in enumerate(zip(maps, levels)):
+            step = model.feature_info[i]["reduction"] // dense.feature_info[i]["reduction"]
+            assert dense.feature_info[i]["reduction"] <= output_stride
+            assert tuple(level.shape[2:]) == sizes[i], f"level {i} at output stride {output_stride} is {tuple(level.shape)}"
+            assert_same(level[..., ::step, ::step], native, f"level {i} at output stride {output_stride}")
+        default = create(output_stride=output_stride)
+        assert max(default.feature_info.reduction()) <= output_stride
+        assert default.state_dict().keys() == model.state_dict().keys()
+
+
 def check_gradients(create: Create, size: int) -> None:
     """Every parameter gets a gradient, and gradient checkpointing changes none of them."""
     x = None
@@ -302,6 +326,7 @@ CHECKS: dict[str, Callable[[Create, int], None]] = {
     "features_only": check_features_only,
     "classifier": check_classifier,
     "inputs": check_inputs,
+    "output_stride": check_output_stride,
     "gradients": check_gradients,
     "units": check_units,
     "copies": check_copies,

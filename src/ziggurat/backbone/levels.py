@@ -86,6 +86,11 @@ class Levels(nn.Module):
         """How many tokens stand before the patches."""
         return sum(self.prefix_tokens.values())
 
+    @property
+    def is_stitched(self) -> bool:
+        """Whether `output_stride` is reached by shifting and stitching, all of it or what dilation leaves."""
+        return bool(self._boundaries)
+
     # ---------------------------------------------------------------- draining the trunk
 
     def _run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .base import Backbone
 
-__all__ = ["key_digest", "measure", "measured_levels"]
+__all__ = ["OUTPUT_STRIDES", "check_sizes", "key_digest", "measure", "measured_levels"]
+
+OUTPUT_STRIDES = (4, 8, 16)
 
 
 def key_digest(model: nn.Module) -> str:
@@ -47,28 +49,58 @@ def _activations(model: nn.Module) -> Iterator[list[int]]:
             hook.remove()
 
 
-def measure(model: Backbone, input_size: tuple[int, int, int]) -> dict[str, Any]:
-    """Facts of a backbone on the meta device, for an input of `input_size` (C, H, W).
-
-    `macs` are multiply-adds of convolutions, linear layers and attention products for one image, `activations` the
-    elements that convolutions and linear layers put out, `levels` what the pyramid is made of.
-    """
-    model = model.eval().requires_grad_(False)  # a view of a parameter as a module input trips the counter
-    x = torch.zeros(1, *input_size, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as flops, _activations(model) as sizes:
+def _multiply_adds(model: Backbone, x: Tensor) -> tuple[int, Tensor]:
+    """Multiply-adds of scores and levels for the images `x`, and the trunk's last output; levels are held to the plan."""
+    with torch.no_grad(), FlopCounterMode(display=False) as flops:
         features, levels = model.forward_intermediates(x)
         model.forward_head(features)
-    for level, said in zip(levels, model.feature_info):
-        _, channels, height, width = level.shape
-        assert channels == said["num_chs"], f"level {said} has {channels} channels"
-        reduction = said["reduction"]
-        fits = {math.ceil(input_size[1] / reduction), input_size[1] // reduction}
-        assert height in fits, f"level {said} is {height} x {width} for {input_size}"
+    _hold_to_plan(model, levels, x)
+    return flops.get_total_flops() // 2, features
+
+
+def _hold_to_plan(model: Backbone, levels: list[Tensor], x: Tensor) -> None:
+    for level, said, size in zip(levels, model.feature_info, model.feature_info.sizes(*x.shape[-2:])):
+        wanted = (said["num_chs"], *size)
+        assert tuple(level.shape[1:]) == wanted, f"{said} is {tuple(level.shape[1:])}, not {wanted}, at {tuple(x.shape)}"
+
+
+def check_sizes(model: Backbone, height: int, width: int) -> None:
+    """Raises AssertionError unless images of that size run through and make levels of the sizes declared."""
+    x = torch.zeros(1, model.in_chans, height, width, device="meta")
+    with torch.no_grad():
+        features, levels = model.eval().forward_intermediates(x)
+        model.forward_head(features)
+    _hold_to_plan(model, levels, x)
+
+
+def measure(create: Callable[..., Backbone], input_size: tuple[int, int, int]) -> dict[str, Any]:
+    """Facts of a backbone on the meta device, for an input of `input_size` (C, H, W).
+
+    `create` makes it and takes the keywords of `Backbone`. `macs` are multiply-adds of convolutions, linear layers and
+    attention products for one image, `activations` the elements that convolutions and linear layers put out, `levels`
+    what the pyramid is made of. `output_strides` tells, for each of `OUTPUT_STRIDES`, the coarsest `stride` that a level
+    then has, `how` that is reached ('native', 'dilated' or 'stitched') and the `macs` that it costs.
+    """
+    model = create().eval().requires_grad_(False)  # a view of a parameter as a module input trips the counter
+    x = torch.zeros(1, *input_size, device="meta")
+    with _activations(model) as sizes:
+        macs, features = _multiply_adds(model, x)
+    native = max(model.feature_info.reduction())
+    output_strides = {}
+    for asked in OUTPUT_STRIDES:
+        if native <= asked:
+            output_strides[str(asked)] = dict(stride=native, how="native", macs=macs)
+            continue
+        held = create(output_stride=asked).eval().requires_grad_(False)
+        coarsest = max(held.feature_info.reduction())
+        assert coarsest <= asked, f"output_stride={asked} gives levels of stride {coarsest}"
+        how = "stitched" if held.is_stitched else "dilated"
+        output_strides[str(asked)] = dict(stride=coarsest, how=how, macs=_multiply_adds(held, x)[0])
     with torch.no_grad():
         embedding = model.forward_head(features, pre_logits=True)
     facts = dict(
         params=sum(p.numel() for p in model.parameters()),
-        macs=flops.get_total_flops() // 2,
+        macs=macs,
         activations=sum(sizes),
         input_size=list(input_size),
         embedding=embedding.shape[1] if embedding.ndim == 2 else None,
@@ -76,10 +108,13 @@ def measure(model: Backbone, input_size: tuple[int, int, int]) -> dict[str, Any]
             dict(channels=level["num_chs"], reduction=level["reduction"], module=level["module"])
             for level in model.feature_info
         ],
+        output_strides=output_strides,
         reduction=_last_reduction(model, features, input_size),
         first_conv=_first_conv(model),
         classifier=list(model.classifiers) if len(model.classifiers) > 1 else model.classifiers[0],
         keys=key_digest(model),
+        native_size_only=model.native_size is not None,
+        min_size=model.min_size,
     )
     facts["class"] = type(model).__name__
     if model.prefix_tokens:
