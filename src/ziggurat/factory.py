@@ -169,7 +169,7 @@ def build_model_with_cfg(
     loads = bool(pretrained or checkpoint_path)
     with ExitStack() as stack:
         if loads and pretrained_strict and isinstance(model_cls, type) and issubclass(model_cls, Backbone):
-            stack.enter_context(_NoInit())
+            stack.enter_context(WithoutWeights())
         model = build()
     model.pretrained_cfg = cfg.to_dict()  # of the weights, which loading them reads
     if features_only:
@@ -390,7 +390,7 @@ def _place(device: torch.device | str | None, dtype: torch.dtype | None, direct:
         yield
 
 
-class _NoInit(TorchFunctionMode):
+class WithoutWeights(TorchFunctionMode):
     """Leaves parameters as they were allocated: they are about to be replaced by a checkpoint's.
 
     Memory that is allocated and never written is not resident, so a model costs nothing until its weights are
@@ -401,7 +401,7 @@ class _NoInit(TorchFunctionMode):
                         "clamp_", "constant_", "ones_", "zeros_", "trunc_normal_", "kaiming_normal_",
                         "kaiming_uniform_", "xavier_normal_", "xavier_uniform_", "orthogonal_", "eye_", "dirac_"})
 
-    def __enter__(self) -> _NoInit:
+    def __enter__(self) -> WithoutWeights:
         self._token = draws_weights.set(False)
         return super().__enter__()
 
