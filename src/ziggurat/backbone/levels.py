@@ -276,7 +276,7 @@ class Levels(nn.Module):
         self._stops_at = max(take)
         self.feature_info = self.feature_info.from_other(take)
         for i in normed:
-            self.feature_info[i]["norm"] = True
+            self.plan.levels[i]["norm"] = self.feature_info[i]["norm"] = True
 
     def add_pyramid(self, pyramid: str, strides: int | Sequence[int], channels: int | None = None) -> None:
         """Gives this features-only model of one level, all of whose network has one stride, levels of other `strides`.

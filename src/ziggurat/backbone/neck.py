@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ class SimplePyramid(PyramidNeck):
         return levels
 
 
-PYRAMIDS: dict[str, type[PyramidNeck]] = {"interpolate": InterpolatedPyramid, "simple": SimplePyramid}
+PYRAMIDS: dict[str, Callable[..., PyramidNeck]] = {"interpolate": InterpolatedPyramid, "simple": SimplePyramid}
 
 
 def resample_map(x: Tensor, stride: int, new_stride: int, size: Sequence[int]) -> Tensor:

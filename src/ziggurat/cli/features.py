@@ -83,7 +83,8 @@ def run(
     given = {s: info.out_indices[i] for s, i in zip(chosen, take_strides(info.reduction(), chosen))}
     normed = {s: info[i]["norm"] for s, i in given.items()}
     if backbone.pyramid_neck is not None:
-        given = dict.fromkeys(given, backbone.out_indices[0])  # the level that all of them are made from
+        (base,) = backbone.out_indices or ()
+        given = dict.fromkeys(given, base)
     paths = find_images(sources)
     places = dict(zip(paths, destinations(paths, out))) if out else {}
     skipped = Skipped()

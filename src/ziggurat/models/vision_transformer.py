@@ -550,15 +550,19 @@ class VisionTransformer(Backbone):
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
         """Takes images, or cuts patches, of another size from now on: positions and patch weights are resampled."""
+        if patch_size is not None and self.pyramid_neck is not None:
+            raise BadArgument(f"patch_size={patch_size}: the pyramid was made for strides of {self.pyramid_neck.reduction}; "
+                              "create the model with that patch_size")
         before = self.patch_embed.grid_size
         self.patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
         if self.pos_embed is not None and self.patch_embed.grid_size != before:
             with torch.no_grad():
                 resized = self._resized_positions(self.pos_embed, before, self.patch_embed.grid_size)
             self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
-        for level in self.plan.levels:
-            level["reduction"] = self._stride()
-        self._hold_stride()
+        if patch_size is not None:
+            for level in self.plan.levels:
+                level["reduction"] = self._stride()
+            self._hold_stride()
 
     def _resized_positions(self, positions: Tensor, old: Any, new: Sequence[Any]) -> Tensor:
         return resample_abs_pos_embed(positions, new, old, num_prefix_tokens=self._prefix_positions)
