@@ -68,7 +68,9 @@ def _input_size(
     asked: Mapping[str, Any], stored: Mapping[str, Any], use_test_size: bool
 ) -> tuple[tuple[int, ...], int]:
     """The size (channels, height, width), and the channels that a normalisation asked for must fit."""
-    channels = next((asked[key] for key in ("in_chans", "chans") if asked.get(key) is not None), 3)
+    keys = ("test_input_size", "input_size") if use_test_size else ("input_size",)
+    recorded = next((stored[key] for key in keys if stored.get(key) is not None), None)
+    channels = next((asked[key] for key in ("in_chans", "chans") if asked.get(key) is not None), (recorded or (3,))[0])
     size = asked.get("input_size")
     if size is not None:
         if not isinstance(size, (tuple, list)) or len(size) != 3:
@@ -79,9 +81,7 @@ def _input_size(
         if not isinstance(edge, int):
             raise BadArgument(f"img_size={edge!r}: it takes one edge in pixels; for (channels, height, width) use input_size")
         return (channels, edge, edge), channels
-    keys = ("test_input_size", "input_size") if use_test_size else ("input_size",)
-    recorded = next((stored[key] for key in keys if stored.get(key) is not None), None)
-    # Channels stay those asked for even where the weights state others: so it is in timm, whose configs agree with ours.
+    # a size that the weights state stays as it is, whatever channels are asked for: timm's configs agree with ours
     return (channels, 224, 224) if recorded is None else recorded, channels
 
 
