@@ -14,7 +14,7 @@ import torch
 import ziggurat
 from ziggurat import ModelInfo, WeightsInfo, model_info, registry
 from ziggurat.errors import UnknownModel, UnknownTag
-from ziggurat.facts import Fact
+from ziggurat.facts import Fact, size_rule
 
 
 def facts_of(cls):
@@ -64,6 +64,12 @@ def test_it_is_a_dict_that_json_and_pickle_take():
         assert other == info
     info.levels[0]["channels"] = -1
     assert model_info("vit_tiny_patch16_224").channels[0] == model_info("vit_tiny_patch16_224").levels[0]["channels"] == 192
+
+
+def test_the_rule_of_sizes_says_what_the_flags_say():
+    row = {"input_size": [3, 224, 192], "min_size": 32, "native_size_only": False}
+    assert size_rule(row) == "height and width of 32 px or more; maps of H / stride x W / stride, rounded up"
+    assert "32 px or more, brought to 224 x 192;" in size_rule(row | {"native_size_only": True})
 
 
 def test_output_strides_are_keyed_by_number():

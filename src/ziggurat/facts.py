@@ -108,7 +108,7 @@ class ModelInfo(Record):
     activations = Fact[int | None]("Elements that convolutions and linear layers put out.")
     input_size = Fact[tuple[int, int, int] | None]("Native channels, height and width, in pixels.")
     min_size = Fact[int | None]("The smallest height and width that are accepted, in pixels.")
-    size_rule = Fact[str | None]("What happens at sizes other than the native one.")
+    size_rule = Fact[str | None]("The sizes that are accepted and the sizes of the levels that they give, in a sentence.")
     native_size_only = Fact[bool | None]("Whether images are resized to the native size and maps resampled back.")
     embedding = Fact[int | None]("Width of the vector of `embed`, in numbers.")
     levels = Fact[list[dict[str, Any]] | None]("The levels in order: `channels`, `reduction` (stride) and `module`.")
@@ -144,10 +144,20 @@ def measured(facts: Mapping[str, Any]) -> dict[str, Any]:
         **facts,
         "input_size": tuple(facts["input_size"]),
         "levels": levels,
+        "size_rule": size_rule(facts) if "min_size" in facts else None,
         "channels": tuple(level["channels"] for level in levels),
         "strides": tuple(level["reduction"] for level in levels),
         "output_strides": {int(stride): dict(way) for stride, way in facts.get("output_strides", {}).items()},
     }
+
+
+def size_rule(facts: Mapping[str, Any]) -> str:
+    """In words, what `min_size` and `native_size_only` of a row of the catalog say."""
+    accepted = f"height and width of {facts['min_size']} px or more"
+    if facts["native_size_only"]:
+        _, height, width = facts["input_size"]
+        return f"{accepted}, brought to {height} x {width}; maps are brought back to H / stride x W / stride, rounded up"
+    return f"{accepted}; maps of H / stride x W / stride, rounded up"
 
 
 def published(name: str, cfg: PretrainedCfg) -> WeightsInfo:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from .errors import BadArgument, nearest
-from .registry import catalog, is_own, list_models, list_modules, list_pretrained, split_model_name_tag, weights_of
+from .registry import catalog, is_own, list_models, list_modules, split_model_name_tag, weights_of
 from .weights import provenance
 
 __all__ = ["search"]
@@ -148,10 +148,12 @@ def _exist(argument: str, values: Iterable[T], known: Callable[[], Iterable[T]])
 
 
 def _licenses() -> list[str]:
-    stated = set()
-    for name in list_pretrained():
-        architecture, tag = split_model_name_tag(name)
-        stated.add(provenance.licence(name, weights_of(architecture)[tag])[0])
+    stated = {
+        provenance.licence(f"{architecture}.{tag}", cfg)[0]
+        for architecture in list_models()
+        for tag, cfg in weights_of(architecture).items()
+        if cfg.has_weights
+    }
     return sorted(name for name in stated if name)
 
 

@@ -88,7 +88,7 @@ def test_what_is_no_amount(text):
 def test_info_tells_all():
     out, _ = command("info", "resnet18")
     info = ziggurat.model_info("resnet18")
-    assert f"from {info.min_size} px" in out
+    assert info.size_rule in out
     for asked, way in info.output_strides.items():
         assert f"{asked} {way['stride']} {way['how']} {way['macs'] / 1e9:.2f}".split() in [line.split() for line in out.splitlines()]
     row = next(line for line in out.splitlines() if "fb_ssl_yfcc100m_ft_in1k" in line)

@@ -46,15 +46,13 @@ def described(info: ModelInfo) -> str:
             ("parameters", f"{info.params / 1e6:.1f} M"),
             ("cost", f"{info.macs / 1e9:.2f} GMACs, {info.activations / 1e6:.1f} M activations for an input of {size}"),
             ("embedding", f"{info.embedding} numbers"),
+            ("sizes", info.size_rule),
         ]
-        if info.min_size is not None:
-            rows.append(("sizes", sizes(info)))
         lines += [f"  {label:11s} {value}" for label, value in rows]
         levels = ((i, level["reduction"], level["channels"], level["module"]) for i, level in enumerate(info.levels or ()))
         lines += ["", indented(table(["level", "stride", "channels", "module"], levels, left=0))]
-        if info.output_strides:
-            ways = ((asked, way["stride"], way["how"], f"{way['macs'] / 1e9:.2f}") for asked, way in info.output_strides.items())
-            lines += ["", indented(table(["output_stride", "stride", "how", "GMACs"], ways, left=0))]
+        ways = ((asked, way["stride"], way["how"], f"{way['macs'] / 1e9:.2f}") for asked, way in (info.output_strides or {}).items())
+        lines += ["", indented(table(["output_stride", "stride", "how", "GMACs"], ways, left=0))]
     if info.pretrained:
         headings = ["weights", "image", "classes", "licence", "data", "from"]
         found = (
@@ -66,12 +64,6 @@ def described(info: ModelInfo) -> str:
     else:
         lines += ["", "  no published weights"]
     return "\n".join(lines)
-
-
-def sizes(info: ModelInfo) -> str:
-    """Which images it takes."""
-    least = f"from {info.min_size} px"
-    return f"{least}, {info.size_rule}" if info.size_rule else least
 
 
 def source(weights: WeightsInfo) -> str:
