@@ -362,10 +362,11 @@ def _as_built(
     if in_chans != base_chans or in_chans_from is not None:
         from .weights.channels import band_rows, is_map, mixed_statistics
 
-        rows = band_rows(in_chans_from, in_chans, base_chans)
-        for name in ("mean", "std"):
-            if len(stated[name]) == base_chans and (in_chans != base_chans or is_map(in_chans_from)):
-                stated[name] = mixed_statistics(stated[name], rows)
+        with torch.device("cpu"):  # values are needed, also of a model that is built on the meta device
+            rows = band_rows(in_chans_from, in_chans, base_chans)
+            for name in ("mean", "std"):
+                if len(stated[name]) == base_chans and (in_chans != base_chans or is_map(in_chans_from)):
+                    stated[name] = mixed_statistics(stated[name], rows)
         for name in ("input_size", "test_input_size", "min_input_size"):
             if stated.get(name):
                 stated[name] = (in_chans, *stated[name][1:])
