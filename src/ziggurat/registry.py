@@ -137,7 +137,7 @@ def list_models(
     name_matches_cfg: bool = False,
     include_tags: bool | None = None,
 ) -> list[str]:
-    """Names of architectures, in natural order.
+    """Names of architectures, in natural order. `search` chooses by size, strides, licence and other facts as well.
 
     `filter` and `exclude_filters` are glob patterns, one or several; `module` names one module or several.
     `pretrained=True` keeps what has weights and lists each as `architecture.tag` unless `include_tags=False`.

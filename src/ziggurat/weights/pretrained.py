@@ -9,7 +9,8 @@ share, and a table `[architecture.tag]` holds what differs. Four conventions kee
 - `first_conv`, `classifier` and `pool_size` are the model's to know: `complete` fills them in from the catalog, and
   a row states them only where the publisher's value is another one.
 
-The first tag of an architecture is the default one. Reading a table needs no torch.
+The first tag of an architecture is the default one. Licences are those of timm's configurations; where a publisher
+states another one, and which data the weights were trained on, `provenance` knows. Reading a table needs no torch.
 """
 
 from __future__ import annotations
