@@ -2,8 +2,9 @@
 
     python tools/catalog.py [MODULE ...] [--check]
 
-Each row of a family is built on the meta device and run once at its own input size. With --check nothing is written:
-files that differ from what was measured are named, and the exit status is 1.
+Each row of a family is built on the meta device and run at its own input size, at one that no grid divides, and at every
+output stride; its levels are held to what it declares. With --check nothing is written: files that differ from what was
+measured are named, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -12,25 +13,27 @@ import argparse
 import importlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ziggurat.backbone import Backbone
-from ziggurat.backbone.measure import measure
-from ziggurat.factory import build_model_with_cfg, WithoutWeights
+from ziggurat.backbone.measure import OUTPUT_STRIDES, measure
+from ziggurat.factory import WithoutWeights, build_model_with_cfg
 from ziggurat.models import _families
 from ziggurat.registry import CATALOG
 from ziggurat.weights.pretrained import PretrainedCfg, pretrained_cfgs
 
 
-def measured(module: str, names: Sequence[str] | None = None) -> list[str]:
-    """The rows of one module's catalog, as they are to stand in its file: all, or those of the architectures named."""
+def measured(
+    module: str, names: Sequence[str] | None = None, output_strides: Sequence[int] = OUTPUT_STRIDES
+) -> dict[str, dict[str, Any]]:
+    """The facts of one module's architectures by name: of all, or of those named."""
     family = importlib.import_module(f"ziggurat.models.{module}").family
     weights = pretrained_cfgs(module)
-    rows = []
+    facts = {}
     for name in names or family:
         cls, row = family[name]
         cfg = next(iter(weights.get(name, {}).values()), PretrainedCfg())
@@ -39,12 +42,13 @@ def measured(module: str, names: Sequence[str] | None = None) -> list[str]:
             with torch.device("meta"), WithoutWeights():
                 return build_model_with_cfg(cls, name, pretrained_cfg=cfg, **{**row, **kwargs})
 
-        rows.append(f"  {json.dumps(name)}: {json.dumps(measure(create, cfg.input_size))}")
-    return rows
+        facts[name] = measure(create, cfg.input_size, output_strides)
+    return facts
 
 
-def page(rows: Sequence[str]) -> str:
-    """A catalog file of these rows."""
+def page(facts: Mapping[str, Any]) -> str:
+    """A catalog file of these facts, a line an architecture."""
+    rows = (f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in facts.items())
     return "{\n" + ",\n".join(rows) + "\n}\n"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,29 +73,33 @@ def check_sizes(model: Backbone, height: int, width: int) -> None:
     _hold_to_plan(model, levels, x)
 
 
-def measure(create: Callable[..., Backbone], input_size: tuple[int, int, int]) -> dict[str, Any]:
+def measure(
+    create: Callable[..., Backbone], input_size: tuple[int, int, int], output_strides: Sequence[int] = OUTPUT_STRIDES
+) -> dict[str, Any]:
     """Facts of a backbone on the meta device, for an input of `input_size` (C, H, W).
 
     `create` makes it and takes the keywords of `Backbone`. `macs` are multiply-adds of convolutions, linear layers and
     attention products for one image, `activations` the elements that convolutions and linear layers put out, `levels`
-    what the pyramid is made of. `output_strides` tells, for each of `OUTPUT_STRIDES`, the coarsest `stride` that a level
-    then has, `how` that is reached ('native', 'dilated' or 'stitched') and the `macs` that it costs.
+    what the pyramid is made of. `output_strides` tells, for each of those asked for, the coarsest `stride` that a level
+    then has, `how` that is reached ('native', 'dilated' or 'stitched') and the `macs` that it costs. Every run is held
+    to the levels declared, one at a size that no grid divides included.
     """
     model = create().eval().requires_grad_(False)  # a view of a parameter as a module input trips the counter
     x = torch.zeros(1, *input_size, device="meta")
     with _activations(model) as sizes:
         macs, features = _multiply_adds(model, x)
     native = max(model.feature_info.reduction())
-    output_strides = {}
-    for asked in OUTPUT_STRIDES:
+    check_sizes(model, input_size[1] + 26, input_size[2] - 34)
+    held_to = {}
+    for asked in output_strides:
         if native <= asked:
-            output_strides[str(asked)] = dict(stride=native, how="native", macs=macs)
+            held_to[str(asked)] = dict(stride=native, how="native", macs=macs)
             continue
         held = create(output_stride=asked).eval().requires_grad_(False)
         coarsest = max(held.feature_info.reduction())
         assert coarsest <= asked, f"output_stride={asked} gives levels of stride {coarsest}"
         how = "stitched" if held.is_stitched else "dilated"
-        output_strides[str(asked)] = dict(stride=coarsest, how=how, macs=_multiply_adds(held, x)[0])
+        held_to[str(asked)] = dict(stride=coarsest, how=how, macs=_multiply_adds(held, x)[0])
     with torch.no_grad():
         embedding = model.forward_head(features, pre_logits=True)
     facts = dict(
@@ -108,7 +112,7 @@ def measure(create: Callable[..., Backbone], input_size: tuple[int, int, int]) -
             dict(channels=level["num_chs"], reduction=level["reduction"], module=level["module"])
             for level in model.feature_info
         ],
-        output_strides=output_strides,
+        output_strides=held_to,
         reduction=_last_reduction(model, features, input_size),
         first_conv=_first_conv(model),
         classifier=list(model.classifiers) if len(model.classifiers) > 1 else model.classifiers[0],
