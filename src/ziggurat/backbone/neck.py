@@ -109,7 +109,7 @@ def resample_map(x: Tensor, stride: int, new_stride: int, size: Sequence[int]) -
     if stride == new_stride:
         return x
     rows, columns = (_shares(old, -(-side // new_stride), new_stride / stride, x) for old, side in zip(x.shape[2:], size))
-    return rows @ x @ columns.mT
+    return (rows @ x @ columns.mT).to(x.dtype)  # autocast multiplies in half precision
 
 
 def _shares(old: int, new: int, step: float, like: Tensor) -> Tensor:
