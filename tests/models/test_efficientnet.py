@@ -176,9 +176,10 @@ def test_pruned_takes_other_channels_in() -> None:
     assert net(torch.randn(1, 1, 32, 32)).shape == (1, 1000)
 
 
-def test_output_stride_2_is_refused() -> None:
+def test_a_stem_of_stride_4_cannot_be_dilated() -> None:
     with pytest.raises(UnsupportedStride):
-        ziggurat.create_model("efficientnet_x_b3", output_stride=2, device="meta")
+        ziggurat.create_model("efficientnet_x_b3", output_stride=2, output_stride_mode="dilated", device="meta")
+    assert ziggurat.create_model("efficientnet_x_b3", output_stride=2, device="meta").is_stitched
 
 
 def test_one_epsilon_for_training_another_for_the_published_weights() -> None:

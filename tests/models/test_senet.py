@@ -48,4 +48,4 @@ def test_dropout_before_the_classifier_is_on_by_default():
 
 def test_strides_cannot_be_traded_for_dilation():
     with pytest.raises(UnsupportedStride, match="output_stride=16"):
-        ziggurat.create_model("legacy_seresnet18", output_stride=16)
+        ziggurat.create_model("legacy_seresnet18", output_stride=16, output_stride_mode="dilated")
