@@ -89,7 +89,7 @@ def measure(
     with _activations(model) as sizes:
         macs, features = _multiply_adds(model, x)
     native = max(model.feature_info.reduction())
-    check_sizes(model, input_size[1] + 26, input_size[2] - 34)
+    check_sizes(model, input_size[1] + 26, max(input_size[2] - 34, model.min_size))
     held_to = {}
     for asked in output_strides:
         if native <= asked:
