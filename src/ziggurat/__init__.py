@@ -20,6 +20,8 @@ _PUBLIC = {
     "parse_model_name": "factory",
     "safe_model_name": "factory",
     "as_backbone": "backbone",
+    "load": "saving",
+    "save": "saving",
     "Backbone": "backbone",
     "Family": "backbone",
     "FeatureInfo": "backbone",
@@ -66,6 +68,8 @@ if TYPE_CHECKING:
     from .facts import WeightsInfo as WeightsInfo
     from .query import search as search
     from .registry import *  # noqa: F403
+    from .saving import load as load
+    from .saving import save as save
     from .weights.pretrained import PretrainedCfg as PretrainedCfg
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,9 +21,14 @@ from .backbone.pruned import fit_channels
 from .errors import BadArgument, SourceUnavailable, UnknownArgument, nearest
 from .weights.pretrained import PretrainedCfg
 
+if TYPE_CHECKING:
+    from .weights.hub import HubConfig
+
 __all__ = ["build_model_with_cfg", "create_model", "parse_model_name", "resolve_pretrained_cfg", "safe_model_name"]
 
 SCHEMES = ("hf-hub", "local-dir")
+VIEW = ("out_indices", "out_strides", "norm", "pyramid", "pyramid_channels")  # arguments that are about one view
+LOADING = ("pretrained_strict", "pretrained_filter_fn")  # and about weights, not about the model
 
 
 def create_model(
@@ -75,9 +80,11 @@ def create_model(
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     source, name = parse_model_name(model_name)
     if source is not None:
-        architecture, pretrained_cfg, model_args = _from_source(source, name, pretrained_cfg, cache_dir)
-        kwargs = {**model_args, **kwargs}
+        config = _from_source(source, name, cache_dir)
+        architecture, pretrained_cfg, saved = config.architecture, pretrained_cfg or config.pretrained_cfg, config.saved
+        kwargs = _with_overrides(config.model_args, kwargs)
     else:
+        saved = {}
         architecture, tag = registry.split_model_name_tag(registry.resolve_deprecated(name))
         if tag and not pretrained_cfg:
             pretrained_cfg = tag
@@ -91,18 +98,34 @@ def create_model(
         in_chans_from=in_chans_from,
     )  # fmt: skip
     given = {key: value for key, value in given.items() if value is not None}
+    arguments = {name: value for name, value in kwargs.items() if name not in LOADING}
     with _place(device, dtype, direct=not (pretrained or checkpoint_path)):
         if registry.is_own(architecture):
-            model = registry.model_entrypoint(architecture)(pretrained=pretrained, **given, **kwargs)
-            if checkpoint_path:
-                cfg = resolve_pretrained_cfg(architecture, pretrained_cfg, pretrained_cfg_overlay)
-                _load(model, _read(checkpoint_path), cfg, in_chans_from=in_chans_from)
+            if saved:  # by us, so that the function need not know of weights
+                model = registry.model_entrypoint(architecture)(pretrained=False, **kwargs)
+            else:
+                model = registry.model_entrypoint(architecture)(pretrained=pretrained, **given, **kwargs)
+            cfg = resolve_pretrained_cfg(architecture, pretrained_cfg, pretrained_cfg_overlay)
+            if checkpoint_path or (saved and pretrained):
+                state_dict = _read(checkpoint_path) if checkpoint_path else _fetch(cfg, cache_dir)
+                _load(model, state_dict, cfg, is_part=kwargs.get("features_only", False), in_chans_from=in_chans_from)
+            if saved or not getattr(model, "pretrained_cfg", None):
+                model.pretrained_cfg = _as_built(cfg, model, in_chans_from, kwargs.get("img_size"))
         else:
             cls, row = registry.family_of(architecture)[architecture]
+            if saved:  # its arguments say all
+                row.pop("trained_with", None)
             model = build_model_with_cfg(cls, architecture, pretrained, checkpoint_path=checkpoint_path,
                                          **given, **{**row, **kwargs})
+            if pretrained:
+                arguments = {**row.get("trained_with", {}), **arguments}
     if device is not None or dtype is not None:
         model.to(device=device, dtype=dtype)
+    if isinstance(model, Backbone):
+        model.architecture, model.arguments = architecture, arguments
+        if "frozen" in saved:
+            upto = saved["frozen"]
+            model.freeze(None if upto is None else min(upto, model._depth - 1))
     return model
 
 
@@ -182,9 +205,7 @@ def build_model_with_cfg(
         if checkpoint_path:
             state_dict: Mapping[str, Any] = _read(checkpoint_path)
         else:
-            from .weights.loading import fetch_state_dict
-
-            state_dict = fetch_state_dict(cfg, cache_dir=cache_dir)
+            state_dict = _fetch(cfg, cache_dir)
         if pretrained_filter_fn is not None:
             state_dict = pretrained_filter_fn(state_dict, model)
         found_in = cfg
@@ -192,10 +213,11 @@ def build_model_with_cfg(
             found_in = dataclasses.replace(cfg, first_conv=_input_layers(build, model.in_chans))
         fresh = _load(model, state_dict, found_in, pretrained_strict, features_only, in_chans_from)
         if fresh and pretrained_strict:
-            drawn = dict(build().named_parameters())
+            drawn = build()
             with torch.no_grad():
-                for path in fresh:
-                    model.get_parameter(path).copy_(drawn[path])
+                for path, parameter in model.named_parameters():
+                    if path in fresh:
+                        parameter.copy_(drawn.get_parameter(path))
     model.pretrained_cfg = _as_built(cfg, model, in_chans_from, kwargs.get("img_size"))
     return model
 
@@ -255,18 +277,22 @@ def resolve_pretrained_cfg(
 # -------------------------------------------------------------------- steps of the above
 
 
-def _from_source(
-    source: str, name: str, pretrained_cfg: Any, cache_dir: str | Path | None
-) -> tuple[str, Any, dict[str, Any]]:
-    """Architecture, configuration and arguments that a hub repository's or a folder's config.json states."""
+def _from_source(source: str, name: str, cache_dir: str | Path | None) -> HubConfig:
+    """What the config.json of a hub repository or of a folder states."""
     from .weights.hub import load_config_from_hub, load_config_from_path
 
-    if source == "hf-hub":
-        config = load_config_from_hub(name, cache_dir=cache_dir)
-    else:
-        config = load_config_from_path(name)
-    cfg = pretrained_cfg or config.pretrained_cfg
-    return config.architecture, cfg, dict(config.model_args)
+    return load_config_from_hub(name, cache_dir=cache_dir) if source == "hf-hub" else load_config_from_path(name)
+
+
+def _with_overrides(model_args: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration's arguments, lists as the tuples that they were, with what is asked for instead.
+
+    Where a view is asked for, nothing is left of the one that the configuration describes.
+    """
+    stated = {name: tuple(value) if isinstance(value, list) else value for name, value in model_args.items()}
+    if any(name in asked for name in ("features_only", *VIEW)):
+        stated = {name: value for name, value in stated.items() if name not in VIEW}
+    return {**stated, **asked}
 
 
 def _defaults(model_cls: Callable[..., Any], cfg: PretrainedCfg) -> dict[str, Any]:
@@ -321,6 +347,12 @@ def _read(checkpoint_path: str | Path) -> dict[str, Any]:
     from .weights.reading import read_state_dict
 
     return read_state_dict(checkpoint_path)
+
+
+def _fetch(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Mapping[str, Any]:
+    from .weights.loading import fetch_state_dict
+
+    return fetch_state_dict(cfg, cache_dir=cache_dir)
 
 
 def _load(
@@ -382,7 +414,7 @@ def _place(device: torch.device | str | None, dtype: torch.dtype | None, direct:
     with ExitStack() as stack:
         if direct and device is not None:
             stack.enter_context(torch.device(device))
-        if direct and dtype is not None:
+        if dtype is not None and (direct or dtype == torch.float64):  # loading would round to the default type first
             if not dtype.is_floating_point:
                 raise BadArgument(f"dtype={dtype}: parameters need a floating-point type")
             before = torch.get_default_dtype()

@@ -119,8 +119,8 @@ def test_names_of_the_hub():
 
 
 def test_a_repositorys_configuration(hub):
-    architecture, cfg, args = load_config_from_hub("me/safe")
-    assert (architecture, args) == ("resnet18", {"in_chans": 5})
+    architecture, cfg, args, saved = load_config_from_hub("me/safe")
+    assert (architecture, args, saved) == ("resnet18", {"in_chans": 5}, {})
     assert (cfg.hf_hub_id, cfg.source, cfg.architecture, cfg.tag) == ("me/safe", "hf-hub", "resnet18", "x")
     assert (cfg.num_classes, cfg.label_names, cfg.input_size) == (10, ("a", "b"), (5, 96, 96))
 

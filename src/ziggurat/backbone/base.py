@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -104,6 +105,8 @@ class Backbone(Levels, metaclass=_Finished):
         self.pyramid_neck = None
         self._lost_norm = self._norm = False
         self.pretrained_cfg: dict[str, Any] = {}
+        self.architecture = ""
+        self.arguments = {}
         self.frozen: Frozen | None = None
         self.classifiers: tuple[str, ...] = ()  # paths of the classifying layers
         self._pool_type = global_pool
@@ -359,12 +362,14 @@ class Backbone(Levels, metaclass=_Finished):
         """
         like = next(self.parameters())
         self.num_classes = num_classes
+        self.remember(num_classes=num_classes)
         head = self._classifier_head()
         takes_maps = self.layout == "NLC" or getattr(head, "use_conv", False) or getattr(head, "takes_maps", False)
         if num_classes and global_pool is None and not self._pool_type and not takes_maps:
             global_pool = "avg"
         if global_pool is not None:
             self._pool_type = global_pool
+            self.remember(global_pool=global_pool)
         with like.device:
             if head is not None:
                 fits = dict(in_features=self.num_features) if isinstance(head, ClassifierHead) else {}
@@ -379,6 +384,25 @@ class Backbone(Levels, metaclass=_Finished):
         if self.frozen is not None:
             self.frozen = without_modules(self.frozen, self._head_modules())
         self.train(self.training)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The name of each class, where known; set them (one a class) to have them saved with the model."""
+        names = self.pretrained_cfg.get("label_names")
+        return tuple(names) if names is not None and len(names) == self.num_classes else None
+
+    @class_names.setter
+    def class_names(self, names: Sequence[str]) -> None:
+        if isinstance(names, str) or len(names) != self.num_classes or not all(isinstance(name, str) for name in names):
+            raise BadArgument(f"class_names={names!r:.60}: give a list of {self.num_classes} names, one for each class")
+        told = {key: value for key, value in self.pretrained_cfg.items() if key != "label_descriptions"}
+        self.pretrained_cfg = told | {"label_names": tuple(names), "num_classes": self.num_classes}
+
+    def save(self, directory: str | Path, class_names: Sequence[str] | None = None, overwrite: bool = False) -> None:
+        """Writes this model into a folder, from which `ziggurat.load` makes it again; see `ziggurat.save`."""
+        from ..saving import save
+
+        save(self, directory, class_names, overwrite)
 
     def drop_head(self) -> None:
         """Removes the classifier and everything else that only it needs."""

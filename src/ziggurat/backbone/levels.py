@@ -43,6 +43,10 @@ class Levels(nn.Module):
     """The levels that a features-only model gives."""
     num_features: int
     in_chans: int
+    architecture: str
+    """The name that `create_model` made this by; empty for an object made otherwise."""
+    arguments: dict[str, Any]
+    """What `create_model` takes to make this object again."""
     output_stride: int | None
     """The coarsest stride allowed, as it was asked for."""
     pyramid_neck: PyramidNeck | None
@@ -221,6 +225,16 @@ class Levels(nn.Module):
             return self.token_grid(*size)
         return blocks(size[0], self._strides[-1]), blocks(size[1], self._strides[-1])
 
+    # ---------------------------------------------------------------- made again
+
+    def remember(self, **arguments: Any) -> None:
+        """Notes what `create_model` has to be given besides, from now on, to make this object again (None: no longer).
+
+        For every method that changes the object as an argument would.
+        """
+        self.arguments |= arguments
+        self.arguments = {name: value for name, value in self.arguments.items() if value is not None}
+
     # ---------------------------------------------------------------- pruning
 
     def prune_intermediate_layers(
@@ -266,7 +280,10 @@ class Levels(nn.Module):
         that grows coarser. Others stay as they are, and all do where the norm lies behind the pooling or nowhere.
         `feature_info` says which are normed.
         """
+        made_with = dict(self.arguments)
         take = self.prune_intermediate_layers(out_indices, prune_norm=not norm, prune_head=True)
+        self.arguments = made_with
+        self.remember(features_only=True, out_indices=take, out_strides=None, norm=norm or None)
         normed = [i for i in take if norm and self._fits_norm(i)]
         for path in self._registered_after(self.feature_info[max(take)]["module"]):
             if not (normed and path == self.final_norm):
@@ -299,6 +316,7 @@ class Levels(nn.Module):
                               "leave it out or give pyramid='simple'")
         if not strides or min(strides) < 1 or len(set(strides)) < len(strides):
             raise BadArgument(f"out_strides={list(strides)}: give whole numbers from 1, each once, as in (4, 8, 16, 32)")
+        self.remember(pyramid=pyramid, out_strides=strides, pyramid_channels=channels)
         base = self.feature_info[self.out_indices[0]]
         like = next(self.parameters())
         with like.device:

@@ -559,7 +559,12 @@ class VisionTransformer(Backbone):
             with torch.no_grad():
                 resized = self._resized_positions(self.pos_embed, before, self.patch_embed.grid_size)
             self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
+        if img_size is not None:
+            self.remember(img_size=img_size)
+            if "input_size" in self.pretrained_cfg:
+                self.pretrained_cfg["input_size"] = (self.in_chans, *to_2tuple(img_size))
         if patch_size is not None:
+            self.remember(patch_size=patch_size)
             for level in self.plan.levels:
                 level["reduction"] = self._stride()
             self._hold_stride()
@@ -641,6 +646,7 @@ class VisionTransformer(Backbone):
         if self.attn_pool is not None:
             self.attn_pool.to(dtype=next(self.parameters()).dtype)
             self._draw(self.attn_pool, "attn_pool", self.weight_init_mode)
+        self.remember(fc_norm=not isinstance(getattr(self, "fc_norm", None), nn.Identity))
 
     def new_classifier(self, path: str) -> nn.Module:
         # without pooling it classifies each token

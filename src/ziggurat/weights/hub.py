@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from torch import nn
+from torch import Tensor, nn
 
 from ziggurat.errors import BadArgument, SourceUnavailable
 from ziggurat.weights.pretrained import PretrainedCfg, filter_pretrained_cfg
@@ -29,8 +30,10 @@ __all__ = [
     "push_to_hf_hub",
     "save_for_hf",
     "split_hub_name",
+    "write_folder",
 ]
 
+SAVED = "ziggurat"  # the entry of a config.json that this library alone reads
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -40,6 +43,8 @@ class HubConfig(NamedTuple):
     architecture: str
     pretrained_cfg: PretrainedCfg
     model_args: dict[str, Any]
+    saved: dict[str, Any]
+    """What `ziggurat.save` adds (its entry 'ziggurat'); empty for a configuration that it did not write."""
 
 
 def split_hub_name(name: str) -> tuple[str, str | None]:
@@ -134,6 +139,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise SourceUnavailable(f"{path} is no JSON: {error}.") from error
     if not isinstance(content, dict) or "architecture" not in content:
         raise SourceUnavailable(f"{path} names no 'architecture', so it is not the configuration of an image model.")
+    for name in ("pretrained_cfg", "model_args", SAVED):
+        if not isinstance(content.get(name) or {}, dict):
+            raise SourceUnavailable(f"{path} is damaged: its {name!r} is no object but {content[name]!r:.40}.")
     return content
 
 
@@ -165,7 +173,7 @@ def parse_config(config: Mapping[str, Any], **source: str) -> HubConfig:
         size = args["img_size"]
         sides = (size, size) if isinstance(size, int) else tuple(size)
         facts["input_size"] = (facts.get("input_size", (3,))[0], *sides)
-    return HubConfig(config["architecture"], PretrainedCfg(**facts), args)
+    return HubConfig(config["architecture"], PretrainedCfg(**facts), args, dict(config.get(SAVED) or {}))
 
 
 def fetch_url(url: str | tuple[str, str], cache_dir: str | Path | None = None) -> Path:
@@ -202,20 +210,46 @@ def save_for_hf(
     `pretrained_cfg`), `model_args` is what the model has to be built with. `safe_serialization` False writes
     `pytorch_model.bin` instead, "both" writes both.
     """
+    config = describe(model, model_config or {}, model_args or {})
+    write_folder(save_directory, config, model.state_dict(), safe_serialization)
+
+
+def write_folder(
+    directory: str | Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    safe_serialization: bool | str = True,
+) -> None:
+    """Write `config.json` and the weights into a directory, each file aside first: none is ever half written."""
     import safetensors.torch
     import torch
 
-    directory = Path(save_directory)
+    directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config = json.dumps(describe(model, model_config or {}, model_args or {}), indent=2)
-    tensors = model.state_dict()
+    text = json.dumps(config, indent=2)
     if safe_serialization:
         # copies, because the format does not know tensors that share memory
         copies = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
-        safetensors.torch.save_file(copies, directory / WEIGHT_FILES[0], metadata={"format": "pt"})
+        with aside(directory / WEIGHT_FILES[0]) as path:
+            safetensors.torch.save_file(copies, path, metadata={"format": "pt"})
     if safe_serialization in (False, "both"):
-        torch.save(tensors, directory / WEIGHT_FILES[1])
-    (directory / "config.json").write_text(config + "\n", encoding="utf-8")
+        with aside(directory / WEIGHT_FILES[1]) as path:
+            torch.save(dict(tensors), path)
+    with aside(directory / "config.json") as path:
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Another path beside `path`, whose file takes its place once it is written and on the disk."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def describe(model: nn.Module, model_config: Mapping[str, Any], model_args: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,6 +277,8 @@ def describe(model: nn.Module, model_config: Mapping[str, Any], model_args: Mapp
             config[name] = value
     if "labels" in extra:
         extra["label_names"] = extra.pop("labels")
+    if "label_names" in extra:
+        facts.pop("label_names", None)
     if model_args:
         config["model_args"] = dict(model_args)
     return config | extra | {"pretrained_cfg": facts}
