@@ -320,10 +320,28 @@ def check_pruning(create: Create, size: int) -> None:
         part.forward_features(x)
 
 
+@torch.no_grad()
+def check_norm(create: Create, size: int) -> None:
+    """Levels pass the final norm where `norm=True` asks for it and it fits; `feature_info` says which of them did."""
+    model = settled(create)
+    x = images(model, size)
+    plain = model.forward_intermediates(x, norm=False, intermediates_only=True)
+    normed = model.forward_intermediates(x, norm=True, intermediates_only=True)
+    for norm, levels in ((False, plain), (True, normed)):
+        part = copy.deepcopy(model)
+        part.keep_levels(range(len(levels)), norm=norm)
+        for i, (got, wanted) in enumerate(zip(part(x), levels)):
+            assert_same(got, wanted, f"level {i} with norm={norm}")
+        said = part.feature_info.get("norm")
+        done = [not torch.equal(a, b) for a, b in zip(plain, levels)]
+        assert said == done, f"with norm={norm} feature_info says {said}, and {done} is what happened"
+
+
 CHECKS: dict[str, Callable[[Create, int], None]] = {
     "levels": check_levels,
     "views": check_views,
     "features_only": check_features_only,
+    "norm": check_norm,
     "classifier": check_classifier,
     "inputs": check_inputs,
     "output_stride": check_output_stride,

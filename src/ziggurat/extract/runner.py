@@ -54,7 +54,7 @@ def extract_images(
 
     Views are on the CPU and without the batch dimension: an 'embedding' is (D), a level of a 'pyramid' (C H/s W/s).
     An image that cannot be read comes as the error that says why, in its place. `sources` are paths, folders and glob
-    patterns (`find_images`). No more than two batches of images are held, whatever the number of files. `workers`
+    patterns (`find_images`). `strides` and `norm` are the pyramid's. No more than two batches of images are held, whatever the number of files. `workers`
     threads decode and prepare, with `transform` or the model's own preprocessing.
     """
     if model.training:
