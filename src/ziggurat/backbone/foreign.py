@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import BadArgument
@@ -71,9 +70,11 @@ class Foreign(Backbone):
     module's, in every view.
 
     - `forward` gives the module's own output. `embed` gives what its classifier reads: the linear layer whose output
-      is the module's; where there is none, the module's output if that is one vector an image.
+      is the module's; or the module's output, where that is its last level pooled.
     - `forward_features` gives the last level as the module lays it out, or, where what follows reads other values too
       (a U-Net's skips), the tuple of them; `forward_head` takes it on from there.
+    - `pyramid` and its kin give the sizes that the module does: where they are no whole multiples of a stride, these may
+      be one less than `feature_info.sizes` says.
     - Units of gradient checkpointing are the members of levels that are sequences, and other levels made of parts.
 
     The forward pass is traced by torch.fx through the modules that hold a level and no further. Where that cannot be
@@ -81,6 +82,8 @@ class Foreign(Backbone):
     past the last level is run by a features-only model only, there are no `forward_features` and `forward_head`, and
     the backbone neither compiles with `fullgraph=True` nor exports.
     """
+
+    wrapped: nn.Module
 
     def __init__(self, module: nn.Module, levels: Sequence[str], observed: Observed) -> None:
         path = observed.classifier
@@ -91,6 +94,8 @@ class Foreign(Backbone):
         for kind in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
             self.__dict__[kind] = module.__dict__[kind]
         self.training = module.training
+        self.min_size = 1  # the module's own affair
+        self._projects = observed.projects
         self.forms = observed.forms
         for name, form in zip(levels, observed.forms):
             self.plan.mark(form.channels, name, form.stride)
@@ -170,9 +175,9 @@ class Foreign(Backbone):
                 if pre_logits:
                     return embedding
             output = tail[-1](self, *values)
-        if pre_logits and not (isinstance(output, Tensor) and output.ndim == 2):
-            raise BadArgument(f"{type(self.wrapped).__name__} ends in no linear layer and no vector, so it has no "
-                              "embedding; average a level of pyramid(x) over its positions")
+        if pre_logits and (self._projects or not isinstance(output, Tensor) or output.ndim != 2):
+            raise BadArgument(f"{type(self.wrapped).__name__} does not end in a linear layer, nor in pooling alone, so it "
+                              "has no embedding; average a level of pyramid(x) over its positions")
         return output
 
     def _watched(self, x: Tensor) -> tuple[list[Tensor], _Outcome | None]:

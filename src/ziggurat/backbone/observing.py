@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..errors import BadArgument, nearest
 
@@ -57,7 +58,9 @@ class Observed:
     in_chans: int
     forms: list[Form]
     classifier: str | None
-    """Path of the linear layer whose output is the module's output."""
+    """Path of the linear layer whose output is the module's output, or a part of it."""
+    projects: bool
+    """Whether a convolution or linear layer runs after the last level."""
     starts: dict[str, int]
     """Path of each module that ran, and how many levels were complete when it did first."""
 
@@ -98,8 +101,10 @@ def observe(
         odd = _or_none(run, height + 1, width + 1)
         forms = [_with_rounding(path, form, odd) for path, form in zip(levels, forms)]
     path, ndim, scores = first.linear
-    classifier = path if ndim == 2 and scores is first.result else None
-    return Observed(chans, forms, classifier, first.starts)
+    classifier = path if ndim == 2 and any(leaf is scores for leaf in tree_leaves(first.result)) else None
+    projects = any(isinstance(module.get_submodule(name), nn.Linear | nn.Conv2d)
+                   for name, start in first.starts.items() if start == len(levels))
+    return Observed(chans, forms, classifier, projects, first.starts)
 
 
 def meta_copy(module: nn.Module) -> nn.Module:

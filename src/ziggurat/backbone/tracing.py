@@ -36,12 +36,27 @@ class Part:
         """Paths of the modules called and of the parameters and buffers read."""
         return {str(n.target).removeprefix("wrapped.") for n in self.graph.nodes if n.op in ("call_module", "get_attr")}
 
-    def __getstate__(self) -> fx.Graph:
-        return self.graph
+    def __getstate__(self) -> list[tuple[Any, ...]]:
+        # a graph is a linked list, which pickle would follow to the recursion limit
+        def named(value: Any) -> Any:
+            return fx.node.map_arg(value, lambda node: _Name(node.name))
 
-    def __setstate__(self, graph: fx.Graph) -> None:
-        self.graph = graph
-        self._run = _function(graph)
+        return [(n.name, n.op, n.target, named(n.args), named(n.kwargs)) for n in self.graph.nodes]
+
+    def __setstate__(self, rows: list[tuple[Any, ...]]) -> None:
+        self.graph = fx.Graph()
+        made: dict[str, fx.Node] = {}
+
+        def found(value: Any) -> Any:
+            return fx.node.map_aggregate(value, lambda part: made[part] if isinstance(part, _Name) else part)
+
+        for name, op, target, args, kwargs in rows:
+            made[name] = self.graph.create_node(op, target, found(args), found(kwargs), name)
+        self._run = _function(self.graph)
+
+
+class _Name(str):
+    """What stands for a node of a graph while it is pickled."""
 
 
 def _function(graph: fx.Graph) -> Callable[..., Any]:
@@ -72,7 +87,7 @@ def cut(module: nn.Module, levels: Sequence[str], classifier: str | None) -> lis
     stops = [place[node] + 1 for node in results]
     if classifier in tracer.outputs:
         call = tracer.outputs[classifier]
-        results.append(call.args[0])
+        results.append(call.all_input_nodes[0])
         stops.append(place[call])
     if sorted(stops) != stops:
         raise Untraceable(f"with training={module.training} the levels run in another order")
