@@ -15,6 +15,7 @@ from ziggurat.layers.gather_excite import GatherExcite
 from ziggurat.layers.halo_attn import HaloAttn
 from ziggurat.layers.lambda_layer import LambdaLayer
 from ziggurat.layers.non_local_attn import BatNonLocalAttn
+from ziggurat.layers.pool2d_ceil import AvgPool2dCeil
 from ziggurat.layers.selective_kernel import SelectiveKernel
 from ziggurat.layers.squeeze_excite import SEModule
 
@@ -195,18 +196,28 @@ def test_arguments_that_cannot_work_are_refused() -> None:
         SelectiveKernel(33)
 
 
-def test_maps_of_a_wrong_size_are_refused_also_when_traced() -> None:
-    cases = [
-        (BottleneckAttn(32, feat_size=(6, 6)), 8, "built for 6 x 6"),
-        (HaloAttn(32, block_size=4), 6, "multiples of its block size 4"),
-        (LambdaLayer(32, feat_size=(6, 6), r=None), 8, "6 x 6"),
-        (BatNonLocalAttn(32), 8, "multiples of 7"),
-    ]
-    for layer, side, message in cases:
-        x = torch.randn(1, 32, side, side)
-        for form in (layer.eval(), torch.fx.symbolic_trace(layer.eval())):
-            with pytest.raises(BadArgument, match=message):
-                form(x)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        BottleneckAttn(32, feat_size=(6, 6)),
+        BottleneckAttn(32, feat_size=(6, 6), stride=2),
+        HaloAttn(32, block_size=4),
+        HaloAttn(32, block_size=4, stride=2),
+        HaloAttn(32, block_size=3, stride=2),
+        LambdaLayer(32, feat_size=(6, 6), r=None),
+        BatNonLocalAttn(32, block_size=3),
+    ],
+)
+def test_maps_of_any_size(layer: torch.nn.Module) -> None:
+    """The sides of the result are rounded up, and the traced form gives the same."""
+    traced = torch.fx.symbolic_trace(layer.eval())
+    stride = 2 if isinstance(getattr(layer, "pool", None), AvgPool2dCeil) or getattr(layer, "query_stride", 1) == 2 else 1
+    for height, width in ((6, 6), (9, 5), (1, 2), (12, 11)):
+        x = torch.randn(2, 32, height, width)
+        out = layer(x)
+        assert out.shape == (2, 32, -(-height // stride), -(-width // stride))
+        assert torch.isfinite(out).all()
+        assert torch.equal(traced(x), out)
 
 
 def test_non_local_blocks_begin_as_the_identity() -> None:

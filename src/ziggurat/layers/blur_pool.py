@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ziggurat.errors import BadArgument
 
 from .padding import get_padding
+from .pool2d_ceil import AvgPool2dCeil
 from .typing import LayerType
 
 __all__ = ["BlurPool2d", "create_aa", "get_aa_layer"]
@@ -66,6 +67,7 @@ class BlurPool2d(nn.Module):
 _NAMES: dict[str, Callable[..., nn.Module]] = {
     "avg": nn.AvgPool2d,
     "avgpool": nn.AvgPool2d,
+    "avgceil": AvgPool2dCeil,
     "blur": BlurPool2d,
     "blurpool": BlurPool2d,
     "blurpc": partial(BlurPool2d, pad_mode="constant"),
@@ -73,9 +75,9 @@ _NAMES: dict[str, Callable[..., nn.Module]] = {
 
 
 def get_aa_layer(aa_layer: LayerType | None) -> Callable[..., nn.Module] | None:
-    """The downsampling layer of this name (avg, avgpool, blur, blurpool, blurpc); a class or factory as it is.
+    """The downsampling layer of this name (avg, avgpool, avgceil, blur, blurpool, blurpc); a class or factory as it is.
 
-    None and '' give None. Raises BadArgument for an unknown name.
+    All but avg and avgpool round odd sides up, as a strided convolution does. None and '' give None. Raises BadArgument for an unknown name.
     """
     if not isinstance(aa_layer, str):
         return aa_layer

@@ -7,7 +7,8 @@ from torch import nn
 
 from ziggurat.errors import BadArgument
 
-from .guards import require
+from .pool2d_ceil import AvgPool2dCeil
+from .pos_embed_rel import resize_rel_axes
 from .shapes import make_divisible
 from .weight_init import trunc_normal_
 
@@ -44,7 +45,10 @@ def relative_logits(q: torch.Tensor, height_rel: torch.Tensor, width_rel: torch.
 
 
 class PosEmbedRel(nn.Module):
-    """Learned relative positions of a map with itself: queries (N, H*W, dim) to logits (N, H*W, H*W)."""
+    """Learned relative positions of a map with itself: queries (N, H*W, dim) to logits (N, H*W, H*W).
+
+    The positions of a map of another size than `feat_size` are interpolated linearly.
+    """
 
     def __init__(self, feat_size: tuple[int, int], dim_head: int, scale: float) -> None:
         super().__init__()
@@ -58,16 +62,19 @@ class PosEmbedRel(nn.Module):
         nn.init.normal_(self.height_rel, std=self.scale)
         nn.init.normal_(self.width_rel, std=self.scale)
 
-    def forward(self, q: torch.Tensor) -> torch.Tensor:
-        logits = relative_logits(q.unflatten(1, (self.height, self.width)), self.height_rel, self.width_rel)
+    def forward(self, q: torch.Tensor, feat_size: tuple[int, int] | None = None) -> torch.Tensor:
+        height, width = feat_size or (self.height, self.width)
+        height_rel = resize_rel_axes(self.height_rel, (2 * height - 1,))
+        width_rel = resize_rel_axes(self.width_rel, (2 * width - 1,))
+        logits = relative_logits(q.unflatten(1, (height, width)), height_rel, width_rel)
         return logits.flatten(3).flatten(1, 2)
 
 
 class BottleneckAttn(nn.Module):
     """Self-attention over a whole map (Srinivas et al. 2021, arXiv 2101.11605): (N, dim, H, W) to (N, dim_out, H', W').
 
-    The relative positions are learned for one map size, so `feat_size` must be given and inputs must have it: else
-    `BadArgument`. `stride` 2 averages the result down. Queries and keys are `dim_head` wide a head, or `qk_ratio`
+    The relative positions are learned for maps of `feat_size`, which must be given, else `BadArgument`; for maps of
+    another size they are interpolated linearly. `stride` 2 averages the result down. Queries and keys are `dim_head` wide a head, or `qk_ratio`
     times the width of the values. `scale_pos_embed` scales the positions' logits as the contents' are.
     """
 
@@ -93,7 +100,7 @@ class BottleneckAttn(nn.Module):
         self.scale_pos_embed = scale_pos_embed
         self.qkv = nn.Conv2d(dim, num_heads * (2 * self.dim_qk + self.dim_v), 1, bias=qkv_bias)
         self.pos_embed = PosEmbedRel(feat_size, dim_head=self.dim_qk, scale=self.scale)
-        self.pool = nn.AvgPool2d(2, 2) if stride == 2 else nn.Identity()
+        self.pool = AvgPool2dCeil() if stride == 2 else nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -102,18 +109,12 @@ class BottleneckAttn(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[2], x.shape[3]
-        want = (self.pos_embed.height, self.pos_embed.width)
-        require(
-            (height == want[0]) & (width == want[1]),
-            f"a map of {height} x {width}, where bottleneck attention was built for {want[0]} x {want[1]}; "
-            "build the model for this image size",
-        )
         qk, v = self.num_heads * self.dim_qk, self.num_heads * self.dim_v
         q, k, v = self.qkv(x).flatten(2).split((qk, qk, v), dim=1)
         q = q.reshape(-1, self.dim_qk, height * width).transpose(1, 2)  # batch x heads, positions, dim
         k = k.reshape(-1, self.dim_qk, height * width)
         v = v.reshape(-1, self.dim_v, height * width).transpose(1, 2)
-        position = self.pos_embed(q)
+        position = self.pos_embed(q, (height, width))
         logits = (q @ k) * self.scale + (position * self.scale if self.scale_pos_embed else position)
         out = (logits.softmax(dim=-1) @ v).transpose(1, 2)
         return self.pool(out.reshape(-1, self.num_heads * self.dim_v, height, width))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -14,7 +14,7 @@ from ziggurat.errors import BadArgument
 
 from .trace_utils import register_notrace_function
 
-__all__ = ["blocks", "require", "surely", "traced_whole"]
+__all__ = ["blocks", "require", "surely", "surely_equal", "traced_whole"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,6 +65,13 @@ def surely(condition: Any) -> bool:
 
         return statically_known_true(condition)
     return condition is True  # a traced value is neither
+
+
+def surely_equal(sizes: Iterable[Any], others: Iterable[Any]) -> bool:
+    """Whether sizes are the same, in the sense of `surely`."""
+    if isinstance(sizes, fx.Proxy) or isinstance(others, fx.Proxy):
+        return False
+    return all(surely(size == other) for size, other in zip(sizes, others))
 
 
 def blocks(length: Any, side: int) -> Any:

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from .bottleneck_attn import head_widths, relative_logits
-from .guards import require
+from .guards import blocks, surely_equal
+from .padding import crop, pad_to_multiple
+from .pool2d_ceil import AvgPool2dCeil
 from .weight_init import trunc_normal_
 
 __all__ = ["HaloAttn", "PosEmbedRel"]
@@ -16,7 +18,7 @@ __all__ = ["HaloAttn", "PosEmbedRel"]
 class PosEmbedRel(nn.Module):
     """Learned positions of a window relative to its block.
 
-    Queries (N, blocks, block_size**2, dim) to logits (N, blocks, block_size**2, win_size**2).
+    Queries (..., block_size**2, dim) to logits (..., block_size**2, win_size**2).
     """
 
     def __init__(self, block_size: int, win_size: int, dim_head: int, scale: float) -> None:
@@ -32,17 +34,18 @@ class PosEmbedRel(nn.Module):
         nn.init.normal_(self.width_rel, std=self.scale)
 
     def forward(self, q: torch.Tensor) -> torch.Tensor:
-        square = q.unflatten(2, (self.block_size, self.block_size))
-        return relative_logits(square, self.height_rel, self.width_rel).flatten(4).flatten(2, 3)
+        square = q.unflatten(-2, (self.block_size, self.block_size))
+        return relative_logits(square, self.height_rel, self.width_rel).flatten(-2).flatten(-3, -2)
 
 
 class HaloAttn(nn.Module):
     """Blocked local self-attention with a halo (Vaswani et al. 2021, arXiv 2103.12731).
 
-    (N, dim, H, W) to (N, dim_out, H / stride, W / stride); H and W must be multiples of `block_size`, else
-    `BadArgument`. Every block of queries reads the window of side `block_size + 2 * halo_size` around it. The stride
-    thins out the queries, or averages the result where `avg_down` asks for it or the block does not divide by it.
-    `feat_size` is taken for the sake of a common call and not used.
+    (N, dim, H, W) to (N, dim_out, H', W'), the sides divided by the stride and rounded up. Every block of queries reads
+    the window of side `block_size + 2 * halo_size` around it; beyond the border of the map lies a halo of zeros. Where
+    sides are no multiples of `block_size`, the last blocks are filled up, and what lies beyond that halo is masked. The
+    stride thins out the queries, or averages the result where `avg_down` asks for it or the block does not divide by
+    it. `feat_size` is taken for the sake of a common call and not used.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class HaloAttn(nn.Module):
         self.q = nn.Conv2d(dim, num_heads * self.dim_qk, 1, stride=self.query_stride, bias=qkv_bias)
         self.kv = nn.Conv2d(dim, num_heads * (self.dim_qk + self.dim_v), 1, bias=qkv_bias)
         self.pos_embed = PosEmbedRel(self.query_side, self.win_size, dim_head=self.dim_qk, scale=self.scale)
-        self.pool = nn.AvgPool2d(2, 2) if average else nn.Identity()
+        self.pool = AvgPool2dCeil() if average else nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -82,28 +85,35 @@ class HaloAttn(nn.Module):
         trunc_normal_(self.kv.weight, std=std)
         self.pos_embed.reset_parameters()
 
+    def by_head(self, cut: torch.Tensor, width: int) -> torch.Tensor:
+        """Parts of a map, (N, heads * width * area, parts) as `unfold` gives them, as (N * heads, parts, area, width)."""
+        return cut.unflatten(1, (self.num_heads, width, -1)).flatten(0, 1).permute(0, 3, 2, 1)
+
+    def windows(self, x: torch.Tensor) -> torch.Tensor:
+        """The window of every block, of a map that has its halo: (N, C, H, W) to (N, C * window ** 2, blocks)."""
+        return F.unfold(x, self.win_size, stride=self.block_size)
+
+    def beyond(self, height: int, width: int, like: torch.Tensor) -> torch.Tensor:
+        """Where windows reach past the halo of a map that was filled up: (1, blocks, 1, positions of a window)."""
+        right, down = (blocks(length, self.block_size) * self.block_size - length for length in (width, height))
+        inside = like.new_zeros(1, 1, height + 2 * self.halo_size, width + 2 * self.halo_size)
+        marked = F.pad(inside, (0, right, 0, down), value=1.0)
+        return self.windows(marked).transpose(1, 2).unsqueeze(2) > 0
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        height, width = x.shape[2], x.shape[3]
-        require(
-            (height % self.block_size == 0) & (width % self.block_size == 0),
-            f"a map of {height} x {width}: halo attention needs sides that are multiples of its block size "
-            f"{self.block_size}; use another image size",
-        )
-        down, across = height // self.block_size, width // self.block_size
-        side, window = self.query_side, self.win_size
-
-        # N * heads, blocks, queries of a block, dim
-        q = self.q(x).reshape(-1, self.dim_qk, down, side, across, side)
-        q = q.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
-
-        # N * heads, blocks, positions of a window, dim; the border is padded with keys of zeros
-        kv = F.pad(self.kv(x), (self.halo_size,) * 4)
-        kv = kv.unfold(2, window, self.block_size).unfold(3, window, self.block_size)
-        kv = kv.reshape(-1, self.dim_qk + self.dim_v, down * across, window * window).permute(0, 2, 3, 1)
-        k, v = kv.split((self.dim_qk, self.dim_v), dim=-1)
+        height, width, side = x.shape[2], x.shape[3], self.query_side
+        filled = pad_to_multiple(x, self.block_size)
+        q = self.by_head(F.unfold(self.q(filled), side, stride=side), self.dim_qk)
+        # the border is padded with keys of zeros, and so is what was filled up
+        kv = F.pad(pad_to_multiple(self.kv(x), self.block_size), (self.halo_size,) * 4)
+        k, v = self.by_head(self.windows(kv), self.dim_qk + self.dim_v).split((self.dim_qk, self.dim_v), dim=-1)
 
         position = self.pos_embed(q)
         logits = (q @ k.transpose(2, 3)) * self.scale + (position * self.scale if self.scale_pos_embed else position)
+        if not surely_equal(filled.shape, x.shape):
+            logits = logits.masked_fill(self.beyond(height, width, x), -float("inf"))
         out = logits.softmax(dim=-1) @ v  # N * heads, blocks, queries of a block, dim
-        out = out.reshape(-1, down, across, side, side, self.dim_v).permute(0, 5, 1, 3, 2, 4)
-        return self.pool(out.reshape(-1, self.num_heads * self.dim_v, down * side, across * side))
+        out = out.permute(0, 3, 2, 1).flatten(1, 2).unflatten(0, (-1, self.num_heads)).flatten(1, 2)
+        whole = (blocks(height, self.block_size) * side, blocks(width, self.block_size) * side)
+        out = F.fold(out, whole, side, stride=side)
+        return self.pool(crop(out, blocks(height, self.query_stride), blocks(width, self.query_stride)))

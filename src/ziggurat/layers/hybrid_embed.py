@@ -11,7 +11,8 @@ from torch import nn
 from ziggurat.errors import BadArgument
 
 from .format import Format, nchw_to
-from .patch_embed import pad_to_patches, resized_patch_conv
+from .padding import pad_to_multiple
+from .patch_embed import resized_patch_conv
 from .shapes import to_2tuple
 
 __all__ = ["HybridEmbed", "HybridEmbedWithSize"]
@@ -155,7 +156,7 @@ class HybridEmbed(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.features(x)
         if self.dynamic_img_pad:
-            x = pad_to_patches(x, self.patch_size)
+            x = pad_to_multiple(x, self.patch_size)
         x = self.proj(x)
         if self.flatten:
             return x.flatten(2).transpose(1, 2)

@@ -8,7 +8,8 @@ from torch import nn
 from ziggurat.errors import BadArgument
 
 from .bottleneck_attn import head_widths, offsets
-from .guards import require
+from .pool2d_ceil import AvgPool2dCeil
+from .pos_embed_rel import resize_rel_axes
 from .weight_init import trunc_normal_
 
 __all__ = ["LambdaLayer"]
@@ -17,8 +18,8 @@ __all__ = ["LambdaLayer"]
 class LambdaLayer(nn.Module):
     """Content and position lambdas (Bello 2021, arXiv 2102.08602): (N, dim, H, W) to (N, dim_out, H', W').
 
-    Positions within `r` x `r` are read by a convolution, at any map size. With `r=None` they are learned for the whole
-    map of `feat_size`, which inputs must then have: else `BadArgument`. `stride` 2 averages the result down.
+    Positions within `r` x `r` are read by a convolution. With `r=None` they are learned for the whole map of
+    `feat_size`, and interpolated linearly for maps of another size. `stride` 2 averages the result down.
     """
 
     def __init__(
@@ -42,14 +43,13 @@ class LambdaLayer(nn.Module):
         self.norm_v = nn.BatchNorm2d(self.dim_v)
         self.conv_lambda: nn.Conv3d | None = None
         self.pos_emb: nn.Parameter | None = None
-        self.feat_size = feat_size
         if r is not None:
             self.conv_lambda = nn.Conv3d(1, self.dim_qk, (r, r, 1), padding=(r // 2, r // 2, 0))
         elif feat_size is None:
             raise BadArgument("r=None learns positions of one map size: pass feat_size=(height, width), or an odd r")
         else:
             self.pos_emb = nn.Parameter(torch.empty(2 * feat_size[0] - 1, 2 * feat_size[1] - 1, self.dim_qk))
-        self.pool = nn.AvgPool2d(2, 2) if stride == 2 else nn.Identity()
+        self.pool = AvgPool2dCeil() if stride == 2 else nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -64,15 +64,9 @@ class LambdaLayer(nn.Module):
         if self.conv_lambda is not None:
             return self.conv_lambda(v.unflatten(1, (height, width)).unsqueeze(1)).flatten(2, 3)
         assert self.pos_emb is not None
-        assert self.feat_size is not None
-        require(
-            (height == self.feat_size[0]) & (width == self.feat_size[1]),
-            f"a map of {height} x {width}, where the lambda layer learned positions of "
-            f"{self.feat_size[0]} x {self.feat_size[1]}; build the model for this image size",
-        )
-        rows = offsets(self.feat_size[0], self.feat_size[0], v.device)
-        columns = offsets(self.feat_size[1], self.feat_size[1], v.device)
-        relative = self.pos_emb[rows[:, None, :, None], columns[None, :, None, :]]  # H, W, H, W, dim_qk
+        table = resize_rel_axes(self.pos_emb, (2 * height - 1, 2 * width - 1))
+        rows, columns = offsets(height, height, v.device), offsets(width, width, v.device)
+        relative = table[rows[:, None, :, None], columns[None, :, None, :]]  # H, W, H, W, dim_qk
         relative = relative.flatten(2, 3).flatten(0, 1)
         return torch.einsum("mnk,bnv->bkmv", relative, v)
 

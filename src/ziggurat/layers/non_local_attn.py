@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .conv_bn_act import ConvNormAct
-from .guards import require
+from .padding import crop, pad_to_multiple
 from .shapes import make_divisible
 from .typing import LayerType
 
@@ -57,17 +57,18 @@ class NonLocalAttn(nn.Module):
         return self.norm(self.z(read)) + x
 
 
-def spread(matrix: torch.Tensor, times: int) -> torch.Tensor:
-    """The Kronecker product of the last two axes with the identity of side `times`: (..., m, n) to (..., mt, nt)."""
-    identity = torch.eye(times, device=matrix.device, dtype=matrix.dtype)
-    blocks = matrix[..., :, None, :, None] * identity[:, None, :]
-    return blocks.flatten(-4, -3).flatten(-2, -1)
+def spread(matrix: torch.Tensor, side: int, times: int) -> torch.Tensor:
+    """The Kronecker product of square matrices (..., side, side) with the identity of side `times`."""
+    cells = torch.arange(side * times, device=matrix.device)
+    block, within = cells // times, cells % times
+    return matrix[..., block[:, None], block] * (within[:, None] == within)
 
 
 class BilinearAttnTransform(nn.Module):
     """The bilinear attentional transform: maps are multiplied by learned matrices from both sides.
 
-    (N, C, H, W) to the same shape; H and W must be multiples of `block_size`, else `BadArgument` is raised.
+    (N, C, H, W) to the same shape. Maps whose sides are no multiples of `block_size` are filled up with their last row
+    and column, and cropped again.
     """
 
     def __init__(
@@ -89,12 +90,10 @@ class BilinearAttnTransform(nn.Module):
         self.conv2 = ConvNormAct(in_channels, in_channels, 1, **layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch, channels, height, width = x.shape
+        rows_wanted, columns_wanted = x.shape[-2:]
         side = self.block_size
-        require(
-            (height % side == 0) & (width % side == 0),
-            f"a map of {height} x {width}: the bilinear transform needs sides that are multiples of {side}",
-        )
+        x = pad_to_multiple(x, side, mode="replicate")
+        batch, channels, height, width = x.shape
         grouped = self.conv1(x)
         rows = grouped.unflatten(2, (side, height // side)).amax(dim=(3, 4)).unsqueeze(3)
         columns = grouped.unflatten(3, (side, width // side)).amax(dim=(2, 4)).unsqueeze(2)
@@ -103,9 +102,9 @@ class BilinearAttnTransform(nn.Module):
         left = left / left.sum(dim=3, keepdim=True)  # the left matrix has rows of sum 1, the right one columns
         right = right / right.sum(dim=2, keepdim=True)
         shared = channels // self.groups
-        left = spread(left.repeat_interleave(shared, dim=1), height // side)
-        right = spread(right.repeat_interleave(shared, dim=1), width // side)
-        return self.conv2(left @ x @ right)
+        left = spread(left.repeat_interleave(shared, dim=1), side, height // side)
+        right = spread(right.repeat_interleave(shared, dim=1), side, width // side)
+        return crop(self.conv2(left @ x @ right), rows_wanted, columns_wanted)
 
 
 class BatNonLocalAttn(nn.Module):

@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .guards import blocks, surely
+from .guards import blocks, surely_equal
 from .shapes import to_2tuple
+from .trace_utils import is_exporting
 from .typing import PadType
 
 __all__ = [
+    "crop",
     "get_padding",
     "get_padding_value",
     "get_same_padding",
@@ -84,9 +86,19 @@ def pad_to_multiple(x: Tensor, side: Size, mode: str = "constant", value: float 
     """A map (N, C, H, W), filled up below and to the right until its sides are multiples of `side`."""
     height, width = x.shape[-2:]
     down, right = (blocks(length, s) * s - length for length, s in zip((height, width), to_2tuple(side)))
-    if surely((down == 0) & (right == 0)):
+    if surely_equal((down, right), (0, 0)):
         return x
     return F.pad(x, (0, right, 0, down), mode, value)
+
+
+def crop(x: Tensor, height: Any, width: Any) -> Tensor:
+    """The first `height` rows and `width` columns of a map (N, C, H, W): what `pad_to_multiple` added, taken off."""
+    if surely_equal(x.shape[-2:], (height, width)):
+        return x
+    if is_exporting():  # a slice would ask how the sizes compare, and tie the program to the answer
+        rows, columns = (torch.arange(length, device=x.device) for length in (height, width))
+        return x.index_select(-2, rows).index_select(-1, columns)
+    return x[..., :height, :width]
 
 
 def get_padding_value(padding: PadType, kernel_size: Size, **kwargs: Any) -> tuple[Any, bool]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -14,7 +13,8 @@ from torch import nn
 from ziggurat.errors import BadArgument
 
 from .format import Format, nchw_to
-from .guards import require
+from .guards import blocks, require, surely_equal
+from .padding import pad_to_multiple
 from .shapes import to_2tuple
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "PatchEmbedInterpolator",
     "PatchEmbedResamplerFixedOrigSize",
     "PatchEmbedWithSize",
-    "pad_to_patches",
     "resample_patch_embed",
     "resized_patch_conv",
 ]
@@ -99,12 +98,6 @@ def resized_patch_conv(conv: nn.Conv2d, patch_size: tuple[int, int]) -> nn.Conv2
     return new.train(conv.training)
 
 
-def pad_to_patches(x: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
-    """The map (N, C, H, W) with zeros added below and to the right, up to whole patches."""
-    down, right = -x.shape[2] % patch_size[0], -x.shape[3] % patch_size[1]
-    return F.pad(x, (0, right, 0, down))
-
-
 class PatchEmbed(nn.Module):
     """Each patch of an image through one linear layer (Dosovitskiy et al. 2020, arXiv 2010.11929).
 
@@ -112,6 +105,9 @@ class PatchEmbed(nn.Module):
     axes named by `output_fmt`. Images must be of `img_size`, unless `strict_img_size` is False or no size was given:
     then of whole patches, or of any size with `dynamic_img_pad`, which pads. Else `BadArgument` is raised.
     """
+
+    pads_other_sizes: bool = False
+    """Images of any size but `img_size` are padded, those of `img_size` cut as published: for networks to set."""
 
     def __init__(
         self,
@@ -162,12 +158,20 @@ class PatchEmbed(nn.Module):
     def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
         """The grid of patches for an image of that size, which may be a traced one."""
         (height, width), (down, across) = img_size, self.patch_size
-        if self.dynamic_img_pad:
-            return math.ceil(height / down), math.ceil(width / across)
+        if self.pads(height, width):
+            return blocks(height, down), blocks(width, across)
         return height // down, width // across
+
+    def pads(self, height: int, width: int) -> bool:
+        """Whether an image of that size is padded to whole patches, with zeros below and to the right."""
+        if self.pads_other_sizes and self.img_size is not None:
+            return self.dynamic_img_pad or not surely_equal((height, width), self.img_size)
+        return self.dynamic_img_pad
 
     def check(self, height: int, width: int) -> None:
         """Raise `BadArgument` for an image of a size that this layer does not take."""
+        if self.pads_other_sizes:
+            return
         down, across = self.patch_size
         if self.img_size is not None and self.strict_img_size:
             require(
@@ -185,8 +189,8 @@ class PatchEmbed(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.img_size is not None:
             self.check(x.shape[2], x.shape[3])
-        if self.dynamic_img_pad:
-            x = pad_to_patches(x, self.patch_size)
+        if self.pads(x.shape[2], x.shape[3]):
+            x = pad_to_multiple(x, self.patch_size)
         x = self.proj(x)
         if self.flatten:
             x = x.flatten(2).transpose(1, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .guards import surely
+from .guards import surely_equal
 from .padding import pad_to_multiple
 from .trace_utils import is_exporting
 
@@ -29,16 +29,17 @@ class AvgPool2dCeil(nn.AvgPool2d):
 
 
 class MaxPool2dCeil(nn.MaxPool2d):
-    """The maximum of windows of 3 x 3 that begin at every second row and column, cut by the border below and right.
+    """The maximum of windows of 2 x 2 or 3 x 3 that begin at every second row and column and end at the border.
 
-    For maps of even sides it is `nn.MaxPool2d(3, 2, ceil_mode=True)`, which loses the last row of an odd side.
+    For maps of even sides it is `nn.MaxPool2d(kernel_size, 2, ceil_mode=True)`, whose 3 x 3 windows lose a last odd row.
     """
 
-    def __init__(self) -> None:
-        super().__init__(3, 2, ceil_mode=True)
+    def __init__(self, kernel_size: int = 3) -> None:
+        super().__init__(kernel_size, 2, ceil_mode=True)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        if surely((height % 2 == 0) & (width % 2 == 0)):
+        if surely_equal((height % 2, width % 2), (0, 0)):
             return super().forward(x)
-        return F.max_pool2d(F.pad(x, (0, 2, 0, 2), value=-float("inf")), 3, 2)
+        beyond = self.kernel_size - 1
+        return F.max_pool2d(F.pad(x, (0, beyond, 0, beyond), value=-float("inf")), self.kernel_size, 2)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from .guards import traced_whole
+from .guards import surely_equal, traced_whole
 
 __all__ = ["resample_abs_pos_embed", "resample_abs_pos_embed_nhwc"]
 
@@ -47,11 +47,9 @@ def resample_abs_pos_embed(
     """
     patches = posemb.shape[1] - num_prefix_tokens
     if old_size is None:
-        if patches == new_size[0] * new_size[1] and new_size[0] == new_size[1]:
-            return posemb
         side = math.isqrt(patches)
         old_size = (side, side)
-    elif tuple(old_size) == tuple(new_size):
+    if surely_equal(new_size, old_size):
         return posemb
     prefix, grid = posemb[:, :num_prefix_tokens], posemb[:, num_prefix_tokens:]
     grid = grid.reshape(1, old_size[0], old_size[1], -1)
@@ -70,7 +68,7 @@ def resample_abs_pos_embed_nhwc(
     verbose: bool = False,
 ) -> torch.Tensor:
     """Positions (1, H, W, C) interpolated to `new_size`; those of that size come back untouched."""
-    if posemb.shape[1] == new_size[0] and posemb.shape[2] == new_size[1]:
+    if surely_equal(posemb.shape[1:3], new_size):
         return posemb
     if verbose:
         log.info("position embedding resized from %s to %s", tuple(posemb.shape[1:3]), tuple(new_size))

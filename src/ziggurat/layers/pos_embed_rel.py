@@ -12,6 +12,7 @@ from torch import nn
 from ziggurat.errors import BadArgument
 
 from .coord_grid import build_grid
+from .guards import surely_equal, traced_whole
 from .interpolate import RegularGridInterpolator
 from .mlp import Mlp
 from .weight_init import trunc_normal_
@@ -372,12 +373,13 @@ class RelPosBiasTf(WindowBias):
         return bias.reshape(-1, self.window_area, self.window_area)
 
 
+@traced_whole
 def resize_rel_axes(table: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
     """Embeddings of displacements, (length, C) of one axis or (high, wide, C) of two, at other lengths, linearly.
 
     Displacement 0 stays in the middle, and the outermost ones stay outermost.
     """
-    if tuple(table.shape[:-1]) == tuple(lengths):
+    if surely_equal(table.shape, lengths):
         return table
     mode = "linear" if table.ndim == 2 else "bilinear"
     channels_first = table.movedim(-1, 0)[None].float()
