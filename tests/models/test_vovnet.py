@@ -53,12 +53,11 @@ def test_depthwise_blocks_reduce_their_input_first_where_it_is_wider():
     assert OsaBlock(8, 4, 8, 1).conv_reduction is None
 
 
-def test_a_stage_halves_and_rounds_down():
+def test_a_stage_halves_and_rounds_up():
     model = VovNet(**TINY).eval()
     with torch.no_grad():
         levels = model.forward_intermediates(torch.randn(1, 3, 60, 90), intermediates_only=True)
-    # the stem's padded convolutions round up, the pools down
-    assert [tuple(level.shape[2:]) for level in levels] == [(30, 45), (15, 23), (7, 11), (3, 5), (1, 2)]
+    assert [tuple(level.shape[2:]) for level in levels] == [(30, 45), (15, 23), (8, 12), (4, 6), (2, 3)]
 
 
 def test_a_stem_of_stride_2_leaves_the_rest_to_the_first_stage():
@@ -76,7 +75,7 @@ def test_a_stem_of_stride_2_leaves_the_rest_to_the_first_stage():
 
 def test_strides_cannot_be_traded_for_dilation():
     with pytest.raises(UnsupportedStride, match="output_stride=16"):
-        ziggurat.create_model("ese_vovnet19b_slim", output_stride=16)
+        ziggurat.create_model("ese_vovnet19b_slim", output_stride=16, output_stride_mode="dilated")
 
 
 def test_the_classifier_starts_without_bias():

@@ -38,7 +38,7 @@ from ..layers.create_conv2d import create_conv2d
 from ..layers.create_norm_act import get_norm_act_layer
 from ..layers.drop import DropBlock2d, DropPath
 from ..layers.evo_norm import EvoNorm2dS0a
-from ..layers.pool2d_ceil import AvgPool2dCeil
+from ..layers.pool2d_ceil import AvgPool2dCeil, MaxPool2dCeil
 from ..layers.pool2d_same import AvgPool2dSame
 from ..layers.pos_embed import resample_abs_pos_embed
 from ..layers.pos_embed_rel import resize_rel_axes
@@ -436,8 +436,8 @@ KINDS: dict[str, Maker] = {
 STEM_POOLS: dict[str, Maker] = {
     "max": partial(nn.MaxPool2d, 3, 2, 1),
     "avg": partial(nn.AvgPool2d, 3, 2, 1, count_include_pad=False),
-    "max2": partial(nn.MaxPool2d, 2),
-    "avg2": partial(nn.AvgPool2d, 2),
+    "max2": partial(MaxPool2dCeil, 2),
+    "avg2": AvgPool2dCeil,
 }
 
 
@@ -808,7 +808,7 @@ RZB = RZ | dict(num_features=1536)
 RZD = RZ | T | dict(num_features=1792)
 EVOS = dict(norm_layer=partial(EvoNorm2dS0a, group_size=16))
 
-CLIP = dict(stem_type="", stem_chs=(32, 32, 64), stem_pool="avg2", downsample="avg", aa_layer="avg")
+CLIP = dict(stem_type="", stem_chs=(32, 32, 64), stem_pool="avg2", downsample="avg", aa_layer="avgceil")
 CLIP50 = CLIP | dict(blocks=resnet_stages((3, 4, 6, 3)))
 CLIP101 = CLIP | dict(blocks=resnet_stages((3, 4, 23, 3)))
 CLIP50X4 = CLIP | dict(blocks=resnet_stages((4, 6, 10, 6)), width_factor=1.25)

@@ -26,6 +26,8 @@ from ..layers.conv_bn_act import ConvNormAct
 from ..layers.create_act import create_act_layer
 from ..layers.create_attn import get_attn
 from ..layers.drop import DropPath
+from ..layers.padding import pad_to_multiple
+from ..layers.pool2d_ceil import AvgPool2dCeil
 
 __all__ = ["BottleneckBlock", "Cs3Stage", "CspNet", "CspStage", "DarkBlock", "DarkStage", "EdgeBlock"]
 
@@ -127,7 +129,7 @@ def strided_conv(
     The pool goes where the stride is traded for dilation, and the 1x1 convolution spreads nothing.
     """
     if avg_down:
-        pool = nn.AvgPool2d(2) if step.stride == 2 else nn.Identity()
+        pool = AvgPool2dCeil() if step.stride == 2 else nn.Identity()
         return nn.Sequential(pool, ConvNormAct(in_chs, out_chs, 1, groups=groups, **layer))
     return ConvNormAct(in_chs, out_chs, 3, stride=step.stride, dilation=step.first_dilation, groups=groups,
                        aa_layer=aa_layer, **layer)
@@ -232,7 +234,7 @@ class CspNet(Backbone):
       `expand_ratio`, `cross_linear`, `down_growth`: see the stages ('dark' ones lack the last three).
     - `attn_layer`, `attn_kwargs`: a gate in every block.
     - `stem_chs`: channels of the stem's convolutions, `stem_kernel` pixels wide; the first one strides if `stem_stride`
-      is 2, the last or a max pool (`stem_pool='max'`) too if it is 4.
+      is 2, the last or a max pool (`stem_pool='max'`) too if it is 4. For an even kernel an odd image is padded with zeros.
     - `aa_layer`: blurs in place of strides; `zero_init_last`: residual branches start as zero.
     """
 
@@ -302,6 +304,8 @@ class CspNet(Backbone):
     ) -> None:  # fmt: skip
         if stride not in (1, 2, 4) or (pool and stride != 4):
             raise BadArgument(f"stem_stride={stride}, stem_pool={pool!r}: give 1, 2 or 4, and a pool with 4 only")
+        # an even kernel leaves out the last row of an odd side
+        self.image_multiple = 2 if stride > 1 and kernel_size % 2 == 0 else 1
         last = len(widths) - 1
         strides = [2 if (i == 0 and stride > 1) or (i == last and stride > 2 and not pool) else 1
                    for i in range(len(widths))]
@@ -333,6 +337,7 @@ class CspNet(Backbone):
                 nn.init.zeros_(module.last_norm.weight)
 
     def trunk(self, x: Tensor) -> Iterator[Tensor]:
+        x = pad_to_multiple(x, self.image_multiple)
         for name, layer in self.stem.named_children():
             x = layer(x)
             if name == self.stem_level:

@@ -336,7 +336,7 @@ X64 = dict(cardinality=64, base_width=4)
 SE = dict(block_args=dict(attn_layer="se"))
 ECA = dict(block_args=dict(attn_layer="eca"))
 RS = D | dict(replace_stem_pool=True, block_args=dict(attn_layer=partial(SEModule, rd_ratio=0.25)))
-AVG = dict(aa_layer=nn.AvgPool2d)
+AVG = dict(aa_layer="avgceil")
 BLUR = dict(aa_layer=BlurPool2d)
 
 family = Family(ResNet, {

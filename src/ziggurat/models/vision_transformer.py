@@ -380,9 +380,10 @@ POOLS = ("", "token", "avg", "avgmax", "max", "map", "prr")
 class VisionTransformer(Backbone):
     """Tokens from patches, `depth` equal blocks, a norm, one vector an image.
 
-    - `img_size`, `patch_size`: of the images and of a patch, in pixels. Images must be of `img_size`, unless
-      `dynamic_img_size` interpolates the positions for each image; then sides must be multiples of the patch's,
-      unless `dynamic_img_pad` pads them.
+    - `img_size`, `patch_size`: of the images that the positions are learned for and of a patch, in pixels. Other
+      images are padded to whole patches, with zeros below and to the right, and positions are resampled to their grid
+      (bicubic, antialiased), as the authors do for other resolutions. `dynamic_img_size` and `dynamic_img_pad` are no
+      longer needed for that; the latter pads images of `img_size` too, where its sides are not of whole patches.
     - `global_pool`: 'token' takes the class token; 'avg', 'max' and 'avgmax' pool the patches (all tokens with
       `pool_include_prefix`), 'map' and 'prr' pool by attention (`AttentionPoolLatent`, `AttentionPoolPrr`); '' leaves
       the tokens.
@@ -474,11 +475,11 @@ class VisionTransformer(Backbone):
         norm: Any = get_norm_layer(norm_layer) or LayerNorm
         act = get_act_layer(act_layer) or nn.GELU
         self.embed_dim = embed_dim
+        self.min_size = min(self.min_size, *to_2tuple(img_size))
         self.num_reg_tokens = reg_tokens
         self.has_class_token = class_token
         self.no_embed_class = no_embed_class
         self.pool_include_prefix = pool_include_prefix
-        self.dynamic_img_size = dynamic_img_size
         self.weight_init_mode = "reset" if weight_init == "skip" else weight_init
         self.fix_init = fix_init
         self.resampling: dict[str, Any] = dict(interpolation="bicubic", antialias=True) | dict(resampling or {})
@@ -492,13 +493,18 @@ class VisionTransformer(Backbone):
                            pool_type="token" if class_token else "avg"),
         }  # fmt: skip
 
-        embed = dict(strict_img_size=False, output_fmt="NHWC") if dynamic_img_size else {}
+        # an embedding of one's own may know neither: it gives the tokens of its own grid
+        any_size = dict(strict_img_size=False, output_fmt="NHWC")
+        self.embeds_maps = dynamic_img_size or any_size.keys() <= inspect.signature(embed_layer).parameters.keys()
+        embed: dict[str, Any] = any_size if self.embeds_maps else {}
         if embed_norm_layer is not None:
             embed["norm_layer"] = get_norm_layer(embed_norm_layer)
         self.patch_embed = embed_layer(
             img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim,
             bias=not pre_norm, dynamic_img_pad=dynamic_img_pad, **embed,
         )  # fmt: skip
+        if isinstance(self.patch_embed, PatchEmbed):
+            self.patch_embed.pads_other_sizes = True
         self.plan.spend(self._stride())
 
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
@@ -582,7 +588,7 @@ class VisionTransformer(Backbone):
         """Prefix tokens and patches of the images, with their positions (B N C)."""
         x = self.patch_embed(x)
         positions: Tensor | None = self.pos_embed
-        if self.dynamic_img_size:
+        if self.embeds_maps:
             if positions is not None:
                 positions = self._resized_positions(positions, self.patch_embed.grid_size, x.shape[1:3])
             x = x.flatten(1, 2)
