@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors import safe_open
 from torch import nn
 from typer.testing import CliRunner
@@ -24,9 +25,7 @@ NECK = "pyramid_neck."
 
 def vit(pyramid="simple", out_strides=STRIDES, **kwargs):
     torch.manual_seed(0)
-    sizes = dict(dynamic_img_size=True, dynamic_img_pad=True)
-    return ziggurat.create_model("test_vit", features_only=True, out_strides=out_strides, pyramid=pyramid,
-                                 **{**sizes, **kwargs}).eval()
+    return ziggurat.create_model("test_vit", features_only=True, out_strides=out_strides, pyramid=pyramid, **kwargs).eval()
 
 
 def grid(size, stride):
@@ -145,7 +144,7 @@ def test_levels_are_those_that_feature_info_promises(pyramid, channels):
 
 def test_the_level_named_is_the_one_that_is_resampled():
     whole = vit("interpolate", (16, 8), out_indices=(2,))
-    level = ziggurat.create_model("test_vit", features_only=True, out_indices=(2,), dynamic_img_size=True).eval()
+    level = ziggurat.create_model("test_vit", features_only=True, out_indices=(2,)).eval()
     level.load_state_dict(whole.state_dict())
     x = torch.randn(1, 3, 96, 64)
     same, finer = whole(x)
@@ -169,7 +168,7 @@ def test_a_stitched_map_is_the_base_of_finer_levels():
     assert model.get_submodule("pyramid_neck.stride8.project").in_channels == 64  # no scaling at stride 8
     assert [tuple(m.shape[2:]) for m in model(x)] == [grid((64, 96), s) for s in STRIDES]
     dense = ziggurat.create_model("test_vit", features_only=True, out_strides=(16, 8), pyramid="interpolate",
-                                  output_stride=8, dynamic_img_size=True).eval()
+                                  output_stride=8).eval()
     dense.load_state_dict(native.state_dict())
     torch.testing.assert_close(dense(x)[1][:, :, ::2, ::2], native(x)[0], rtol=1e-4, atol=1e-4)
 
@@ -245,6 +244,24 @@ def test_a_checkpoint_that_has_the_neck_loads_it(tmp_path):
         vit("simple", (4,), pyramid_channels=8, checkpoint_path=path)
 
 
+def test_save_and_load(tmp_path):
+    model = vit("simple", (32, 4), pyramid_channels=24, norm=True, out_indices=(1,))
+    ziggurat.save(model, tmp_path / "saved")
+    again = ziggurat.load(tmp_path / "saved").eval()
+    x = torch.randn(1, 3, 97, 130)
+    assert all(torch.equal(a, b) for a, b in zip(again(x), model(x)))
+    assert repr(again.feature_info) == repr(model.feature_info)
+    noise(tmp_path)
+    asked = ["features", str(tmp_path / "noise.png"), "-m", f"local-dir:{tmp_path / 'saved'}"]
+    done = CliRunner().invoke(app, [*asked, "--json"])
+    assert done.exit_code == 0, done.output
+    levels = json.loads(done.stdout)["levels"]
+    assert [(v["level"], v["stride"], v["channels"], v["norm"]) for v in levels] == [(1, 32, 24, True), (1, 4, 24, True)]
+    refused = CliRunner().invoke(app, [*asked, "--pyramid"])
+    assert refused.exit_code != 0
+    assert "saved with levels of strides [32, 4]: leave them out" in (refused.output + str(refused.exception))
+
+
 def test_device_and_dtype_reach_the_neck():
     model = vit("simple", device="meta", dtype=torch.bfloat16)
     assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.bfloat16)}
@@ -304,10 +321,12 @@ def test_compiles_and_exports_with_any_size(pyramid):
 # ------------------------------------------------------------------ the command
 
 
-def test_command(tmp_path):
-    from PIL import Image
+def noise(folder):
+    Image.effect_noise((90, 80), 60).convert("RGB").save(folder / "noise.png")
 
-    Image.effect_noise((90, 80), 60).convert("RGB").save(tmp_path / "noise.png")
+
+def test_command(tmp_path):
+    noise(tmp_path)
     done = CliRunner().invoke(app, ["features", str(tmp_path / "noise.png"), "-m", "test_vit", "--random", "--pyramid",
                                     "--norm", "--strides", "8,16", "--out", str(tmp_path / "maps"), "--json"])  # fmt: skip
     assert done.exit_code == 0, done.output

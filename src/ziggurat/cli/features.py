@@ -75,8 +75,8 @@ def run(
         else:
             backbone.keep_levels(take_strides(reductions, chosen or list(dict.fromkeys(reductions))), norm)
     elif pyramid or norm:
-        raise BadArgument(f"--pyramid and --norm make levels of a whole network; {model} was saved as "
-                          f"{backbone.feature_info}: leave them out")
+        raise BadArgument(f"--pyramid and --norm make levels of a whole network; {model} was saved with levels of strides "
+                          f"{backbone.feature_info.reduction()}: leave them out")
     info = backbone.feature_info
     if chosen is None:
         chosen = tuple(dict.fromkeys(info.reduction()))
@@ -114,7 +114,7 @@ def run(
     elif levels:
         rows = [[v["level"], v["stride"], v["channels"], f"{v['height']} x {v['width']}"] for v in levels]
         headings = ["level", "stride", "channels", "H x W"]
-        if norm:
+        if norm or any(normed.values()):
             headings.append("norm")
             rows = [[*row, "yes" if v["norm"] else "no"] for row, v in zip(rows, levels)]
         typer.echo(table(headings, rows, left=0))
