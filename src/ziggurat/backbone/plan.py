@@ -84,7 +84,7 @@ class FeatureInfo(Sequence):
 
     def __repr__(self) -> str:
         rows = (f"{i}: stride {self.info[i]['reduction']}, {self.info[i]['num_chs']} channels, {self.info[i]['module']}"
-                f"{', normed' if self.info[i]['norm'] else ''}"
+                f"{', normed' if self.info[i].get('norm') else ''}"
                 for i in self.out_indices)
         return f"FeatureInfo({'; '.join(rows)})"
 
