@@ -185,31 +185,68 @@ def test_features_only_holds_and_runs_nothing_past_the_last_level(resnet, x):
     assert by_index.feature_info.channels() == [64]
 
 
-CASES = {  # architecture, levels, channels, strides; parameters on the meta device
-    "convnext_tiny": (FOURS, [96, 192, 384, 768], [4, 8, 16, 32]),
-    "swin_t": (FOURS, [96, 192, 384, 768], [4, 8, 16, 32]),
-    "vit_b_16": ([f"encoder.layers.encoder_layer_{i}" for i in (3, 11)], [768, 768], [16, 16]),
-    "efficientnet_b0": (["features.2", "features.3", "features.5", "features.8"], [24, 40, 112, 1280], [4, 8, 16, 32]),
-    "googlenet": (["inception3b", "inception4e", "inception5b"], [480, 832, 1024], [8, 16, 32]),
+def small_swin():
+    return torchvision.models.SwinTransformer([4, 4], 24, [2, 1, 1, 1], [1, 2, 2, 4], [7, 7], num_classes=5)
+
+
+def small_convnext():
+    config = torchvision.models.convnext.CNBlockConfig
+    return torchvision.models.ConvNeXt([config(8, 12, 1), config(12, 16, 1), config(16, 24, 1), config(24, None, 1)],
+                                       num_classes=5)
+
+
+def small_vit():
+    return torchvision.models.VisionTransformer(64, 16, 3, 2, 32, 64, num_classes=5)
+
+
+def small_regnet():
+    params = torchvision.models.regnet.BlockParams([1, 1, 1, 1], [8, 16, 24, 32], [8] * 4, [1.0] * 4, [2] * 4)
+    return torchvision.models.RegNet(params, num_classes=5, stem_width=8)
+
+
+CASES = {  # a network, its levels, channels, strides
+    "convnext": (small_convnext, FOURS, [8, 12, 16, 24], [4, 8, 16, 32]),
+    "swin": (small_swin, FOURS, [24, 48, 96, 192], [4, 8, 16, 32]),
+    "vit": (small_vit, [f"encoder.layers.encoder_layer_{i}" for i in (0, 2)], [32, 32], [16, 16]),
+    "efficientnet": (lambda: torchvision.models.efficientnet_b0(num_classes=5),
+                     ["features.2", "features.3", "features.5", "features.8"], [24, 40, 112, 1280], [4, 8, 16, 32]),
+    "regnet": (small_regnet, ["stem", *(f"trunk_output.block{i}" for i in (1, 2, 3, 4))],
+               [8, 8, 16, 24, 32], [2, 4, 8, 16, 32]),
+    "densenet": (lambda: torchvision.models.DenseNet(4, (1, 1, 1, 1), 8, num_classes=5),
+                 [*(f"features.denseblock{i}" for i in (1, 2, 3)), "features.norm5"], [12, 10, 9, 8], [4, 8, 16, 32]),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
-def test_torchvision_families(name):
-    levels, channels, strides = CASES[name]
-    with torch.device("meta"):
-        module = torchvision.models.get_model(name, **({"init_weights": False} if name == "googlenet" else {}))
+def test_torchvision_families(name, x):
+    make, paths, channels, strides = CASES[name]
+    module = make().eval()
     keys = list(module.state_dict())
-    model = ziggurat.as_backbone(module, levels).eval()
+    levels, scores = caught(module, paths, x)
+    model = ziggurat.as_backbone(module, paths, input_size=64)
     assert model.untraced is None
     assert (model.feature_info.channels(), model.feature_info.reduction()) == (channels, strides)
-    x = torch.zeros(1, 3, 224, 224, device="meta")
-    assert model(x).shape == (1, 1000)
-    assert model.embed(x).shape == (1, model.head_hidden_size)
-    for level, c, s in zip(model.forward_intermediates(x, intermediates_only=True), channels, strides):
-        assert level.shape == (1, c, 224 // s, 224 // s)
+    views = model.extract(x, ("scores", "embedding", "pyramid"))
+    assert torch.equal(views["scores"], scores)
+    assert views["embedding"].shape == (2, model.head_hidden_size)
+    assert torch.equal(model.get_classifier()(views["embedding"]), scores)
+    for got, level, c, s in zip(model.forward_intermediates(x, intermediates_only=True), levels, channels, strides):
+        assert got.shape == (2, c, 64 // s, 64 // s)
+        if level.ndim == 3:
+            level = level[:, 1:].unflatten(1, (4, 4))
+        assert torch.equal(got, level if level.shape == got.shape else level.permute(0, 3, 1, 2))
     assert list(model.state_dict()) == keys
+
+
+@torch.no_grad()
+def test_a_network_with_other_outputs_in_training(x):
+    net = torchvision.models.googlenet(num_classes=5, aux_logits=True, init_weights=False)
+    model = ziggurat.as_backbone(net, ["inception3b", "inception4e", "inception5b"]).train()
+    assert model.untraced is None
+    assert model.feature_info.channels() == [480, 832, 1024]
+    assert model(x)._fields == ("logits", "aux_logits2", "aux_logits1")
+    assert model.eval()(x).shape == (2, 5)
 
 
 @torch.no_grad()
@@ -376,10 +413,10 @@ def test_training_checkpointing_freezing_and_groups(x):
 @torch.no_grad()
 def test_compile_and_export_with_dynamic_sizes(resnet, x):
     model = ziggurat.as_backbone(resnet, RESNET)
-    part = copy.deepcopy(model)
-    part.keep_levels((0, 2))
     torch._dynamo.reset()
     assert torch.equal(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
+    part = model
+    part.keep_levels((0, 2))
     for got, wanted in zip(torch.compile(part, fullgraph=True, backend="eager")(x), part(x)):
         assert torch.equal(got, wanted)
     torch._dynamo.reset()
