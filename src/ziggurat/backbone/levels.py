@@ -12,7 +12,7 @@ from ..errors import BadArgument, UnsupportedStride
 from ..layers.guards import blocks
 from .images import check_images, resized
 from .neck import PYRAMIDS, PyramidNeck
-from .plan import FeatureInfo, Plan, take_indices, take_strides
+from .plan import FeatureInfo, Plan, level_size, take_indices, take_strides
 from .stitching import Boundary, ShiftsInput, boundaries, interleaved, shifted
 
 __all__ = ["Levels"]
@@ -192,7 +192,7 @@ class Levels(nn.Module):
                     module = module[0]  # which is called, whether the container is or its children are
                 module.register_forward_pre_hook(ShiftsInput(boundary, self.layout == "NHWC"))
         levels = (level | {"reduction": stride} for level, stride in zip(self.plan.levels, held))
-        self.feature_info = FeatureInfo(levels, self.out_indices)
+        self.feature_info = FeatureInfo(levels, self.out_indices, self.plan.cut)
 
     def _stitched(self, level: Tensor, index: int, x: Tensor) -> Tensor:
         """What the trunk yielded at `index` as one dense map an image of the batch `x`, in the same layout.
@@ -205,7 +205,7 @@ class Levels(nn.Module):
             return level
         batch, _, height, width = x.shape
         native, held = self.plan.levels[index]["reduction"], self._strides[index]
-        size = (blocks(height, held), blocks(width, held))
+        size = level_size(height, width, held, self.plan.cut)
         if self._boundaries[0].level == 0 and native // held < phases[0]:  # phases that finer levels do not need
             k = native // held
             level = level.unflatten(0, (batch, phases[0], phases[0]))[:, :k, :k].flatten(0, 2)
@@ -223,7 +223,7 @@ class Levels(nn.Module):
         """Rows and columns of the patches among the tokens handed out for an image of `size`."""
         if not self._boundaries:
             return self.token_grid(*size)
-        return blocks(size[0], self._strides[-1]), blocks(size[1], self._strides[-1])
+        return level_size(size[0], size[1], self._strides[-1], self.plan.cut)
 
     # ---------------------------------------------------------------- made again
 

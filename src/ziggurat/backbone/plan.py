@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, overload
 
 from ..errors import BadArgument, UnsupportedStride
-from ..layers.guards import blocks
+from ..layers.guards import blocks, surely_equal
 
 __all__ = ["FeatureInfo", "Plan", "Step", "take_indices", "take_strides"]
 
@@ -18,6 +18,23 @@ class Step(NamedTuple):
     dilation: int
     first_dilation: int
     """Dilation of the stage's first block, whose input is still spread as the stage before left it."""
+
+
+class Cut(NamedTuple):
+    """An image size that is not of whole patches, and whose rest the published network leaves out."""
+
+    size: tuple[int, int]
+    patch: int
+
+
+def level_size(height: Any, width: Any, stride: int, cut: Cut | None = None) -> tuple[Any, Any]:
+    """Rows and columns of a level of `stride` for an image of `height` x `width` pixels: the sides over it, rounded up.
+
+    Rounded down, to whole patches, at the one size of a `cut`.
+    """
+    if cut is not None and surely_equal((height, width), cut.size):
+        height, width = (side // cut.patch * cut.patch for side in cut.size)
+    return blocks(height, stride), blocks(width, stride)
 
 
 class Plan:
@@ -32,6 +49,7 @@ class Plan:
         self.reduction = 1
         self.dilation = 1
         self.levels: list[dict[str, Any]] = []
+        self.cut: Cut | None = None
 
     def spend(self, stride: int) -> int:
         """A stride that cannot be traded for dilation (a stem, a pool); returns it."""
@@ -61,13 +79,16 @@ class FeatureInfo(Sequence):
     asks for those positions of the whole list instead.
     """
 
-    def __init__(self, levels: Iterable[dict[str, Any]], out_indices: int | Sequence[int] | None = None) -> None:
+    def __init__(
+        self, levels: Iterable[dict[str, Any]], out_indices: int | Sequence[int] | None = None, cut: Cut | None = None
+    ) -> None:
         self.info = [dict(level) for level in levels]
+        self.cut = cut
         self.out_indices = take_indices(len(self.info), out_indices)
 
     def from_other(self, out_indices: int | Sequence[int] | None) -> FeatureInfo:
         """The same levels with another choice of them."""
-        return FeatureInfo(self.info, out_indices)
+        return FeatureInfo(self.info, out_indices, self.cut)
 
     def __len__(self) -> int:
         return len(self.info)
@@ -119,7 +140,7 @@ class FeatureInfo(Sequence):
     def sizes(self, height: int, width: int, idx: int | Sequence[int] | None = None) -> Any:
         """Rows and columns of the levels given out for an image of `height` x `width` pixels, before it is run."""
         strides = self.reduction(idx)
-        sizes = [(blocks(height, s), blocks(width, s)) for s in ([strides] if isinstance(idx, int) else strides)]
+        sizes = [level_size(height, width, s, self.cut) for s in ([strides] if isinstance(idx, int) else strides)]
         return sizes[0] if isinstance(idx, int) else sizes
 
     def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
