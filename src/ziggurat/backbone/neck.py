@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadArgument
+from ..layers.guards import blocks, surely, traced_whole
 from ..layers.norm import LayerNorm2d
 
 __all__ = ["PYRAMIDS", "InterpolatedPyramid", "PyramidNeck", "SimplePyramid", "resample_map"]
@@ -89,16 +90,24 @@ class SimplePyramid(PyramidNeck):
         levels = []
         for stride in strides:
             level = self.get_submodule(f"stride{stride}")(x)
-            if stride < self.start:  # what doubling makes beyond the image's edge goes; slices would not export
-                for dim, side in zip((2, 3), size):
-                    level = level.index_select(dim, torch.arange(-(-side // stride), device=x.device))
-            levels.append(level)
+            levels.append(_cut(level, stride, size) if stride < self.start else level)
         return levels
 
 
 PYRAMIDS: dict[str, Callable[..., PyramidNeck]] = {"interpolate": InterpolatedPyramid, "simple": SimplePyramid}
 
 
+@traced_whole
+def _cut(level: Tensor, stride: int, size: Sequence[int]) -> Tensor:
+    """A level without what doubling made beyond the edge of images of `size`."""
+    for dim, side in zip((2, 3), size):
+        wanted = blocks(side, stride)
+        if not surely(level.shape[dim] == wanted):  # a slice ties an exported graph to sizes
+            level = level.index_select(dim, torch.arange(wanted, device=level.device))
+    return level
+
+
+@traced_whole
 def resample_map(x: Tensor, stride: int, new_stride: int, size: Sequence[int]) -> Tensor:
     """A map (B C h w) of images of `size` H, W, brought from `stride` to `new_stride`: B C ceil(H/s) ceil(W/s).
 
@@ -108,7 +117,9 @@ def resample_map(x: Tensor, stride: int, new_stride: int, size: Sequence[int]) -
     """
     if stride == new_stride:
         return x
-    rows, columns = (_shares(old, -(-side // new_stride), new_stride / stride, x) for old, side in zip(x.shape[2:], size))
+    rows, columns = (
+        _shares(old, blocks(side, new_stride), new_stride / stride, x) for old, side in zip(x.shape[2:], size)
+    )
     return (rows @ x @ columns.mT).to(x.dtype)  # autocast multiplies in half precision
 
 
