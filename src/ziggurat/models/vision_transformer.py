@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import Backbone, Family
+from ..backbone.plan import Cut
 from ..errors import BadArgument
 from ..layers.attention import Attention, attend, norm_or_identity
 from ..layers.attention_pool import AttentionPoolLatent, AttentionPoolPrr
@@ -505,6 +506,7 @@ class VisionTransformer(Backbone):
         )  # fmt: skip
         if isinstance(self.patch_embed, PatchEmbed):
             self.patch_embed.pads_other_sizes = True
+            self._note_cut()
         self.plan.spend(self._stride())
 
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
@@ -549,6 +551,12 @@ class VisionTransformer(Backbone):
             return self.patch_embed.feat_ratio()
         return max(to_2tuple(self.patch_embed.patch_size))
 
+    def _note_cut(self) -> None:
+        """Says where the patches of images of `img_size` leave a rest out."""
+        embed = self.patch_embed
+        is_cut = any(side % patch for side, patch in zip(embed.img_size, embed.patch_size))
+        self.plan.cut = Cut(embed.img_size, self._stride()) if is_cut and not embed.dynamic_img_pad else None
+
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         return self.patch_embed.dynamic_feat_size((height, width))
 
@@ -561,6 +569,9 @@ class VisionTransformer(Backbone):
                               "create the model with that patch_size")
         before = self.patch_embed.grid_size
         self.patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
+        if isinstance(self.patch_embed, PatchEmbed):
+            self._note_cut()
+            self.feature_info.cut = self.plan.cut
         if self.pos_embed is not None and self.patch_embed.grid_size != before:
             with torch.no_grad():
                 resized = self._resized_positions(self.pos_embed, before, self.patch_embed.grid_size)
