@@ -222,7 +222,7 @@ class Levels(nn.Module):
     def _patch_grid(self, size: Sequence[int]) -> tuple[int, int]:
         """Rows and columns of the patches among the tokens handed out for an image of `size`."""
         if not self._boundaries:
-            return self.token_grid(*size)
+            return self.token_grid(size[0], size[1])
         return level_size(size[0], size[1], self._strides[-1], self.plan.cut)
 
     # ---------------------------------------------------------------- made again
