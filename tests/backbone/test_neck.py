@@ -318,6 +318,14 @@ def test_compiles_and_exports_with_any_size(pyramid):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("pyramid", ["interpolate", "simple"])
+def test_symbolic_trace_holds_for_any_size(pyramid):
+    model = vit(pyramid, (4, 32), out_indices=(0,))
+    x = torch.randn(1, 3, 97, 130)
+    assert all(torch.equal(a, b) for a, b in zip(torch.fx.symbolic_trace(model)(x), model(x)))
+
+
 # ------------------------------------------------------------------ the command
 
 
