@@ -232,7 +232,7 @@ class Backbone(Levels, metaclass=_Finished):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise BadArgument(f"output_fmt={output_fmt!r}: give 'NCHW' or 'NLC'")
-        take = take_indices(len(self.plan.levels), indices)
+        take = take_indices(len(self.plan.levels), indices, "indices")
         stops = stop_early and max(take) < self._depth - 1
         levels, last = self._run(x, take, to_end=not (intermediates_only or stops), **inputs)
         if stops and self.isotropic and not self._lost_norm:
@@ -322,7 +322,7 @@ class Backbone(Levels, metaclass=_Finished):
             maps = self._maps(levels, x, take, norm)
             reductions = [self.feature_info[i]["reduction"] for i in take]
             if neck is not None:
-                chosen = range(len(neck.strides)) if strides is None else take_strides(neck.strides, strides)
+                chosen = range(len(neck.strides)) if strides is None else take_strides(neck.strides, strides, "strides")
                 reductions = [neck.strides[i] for i in chosen]
                 maps = neck(maps[0], x.shape[2:], reductions)
             found["pyramid"] = dict(zip(reductions, maps))

@@ -160,13 +160,12 @@ class Levels(nn.Module):
         return named
 
     def _levels_of_strides(self, strides: int | Sequence[int] | None) -> tuple[int, ...]:
-        held = self.out_indices
-        if held is None:
-            held = tuple(range(self._depth))
-        reductions = [self.feature_info[i]["reduction"] for i in held]
+        held = tuple(range(self._depth)) if self.out_indices is None else self.out_indices
         if strides is None:
-            strides = list(dict.fromkeys(reductions))
-        return tuple(held[i] for i in take_strides(reductions, strides))
+            strides = list(dict.fromkeys(self.feature_info[i]["reduction"] for i in held))
+        held = tuple(sorted(held))  # given out in any order, and the deepest is the deepest
+        reductions = [self.feature_info[i]["reduction"] for i in held]
+        return tuple(held[i] for i in take_strides(reductions, strides, "strides"))
 
     # ---------------------------------------------------------------- output strides beyond dilation
 
@@ -251,7 +250,7 @@ class Levels(nn.Module):
         """
         if self.pyramid_neck is not None:
             raise BadArgument("this model makes a pyramid of one level already; create another one to choose levels")
-        take = take_indices(len(self.feature_info), indices)
+        take = take_indices(len(self.feature_info), indices, "indices")
         last = max(take)
         is_cut = last < self._depth - 1
         loses_norm = prune_norm or (is_cut and not self.isotropic)
@@ -281,7 +280,8 @@ class Levels(nn.Module):
         `feature_info` says which are normed.
         """
         made_with = dict(self.arguments)
-        take = self.prune_intermediate_layers(out_indices, prune_norm=not norm, prune_head=True)
+        take = take_indices(len(self.feature_info), out_indices)
+        self.prune_intermediate_layers(take, prune_norm=not norm, prune_head=True)
         self.arguments = made_with
         self.remember(features_only=True, out_indices=take, out_strides=None, norm=norm or None)
         normed = [i for i in take if norm and self._fits_norm(i)]

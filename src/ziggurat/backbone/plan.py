@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple, overload
 
 from ..errors import BadArgument, UnsupportedStride
@@ -148,44 +149,56 @@ class FeatureInfo(Sequence):
         return self.get("module", idx)
 
 
-def take_indices(count: int, indices: int | Sequence[int] | None) -> tuple[int, ...]:
+def take_indices(
+    count: int, indices: int | Sequence[int] | None, called: str = "out_indices"
+) -> tuple[int, ...]:
     """Levels chosen by index, in the order asked for: None is all, an integer the last so many, negatives from the end.
 
-    Raises `BadArgument` for an index that does not exist or comes twice.
+    Raises `BadArgument` for an index that does not exist or comes twice; `called` is the argument's name in it.
     """
     if indices is None:
         return tuple(range(count))
-    if isinstance(indices, int):
+    if isinstance(indices, (int, Integral)):
         if not 0 < indices <= count:
-            raise BadArgument(f"out_indices={indices} asks for the last {indices} of {count} levels; give 1 to {count}")
-        return tuple(range(count - indices, count))
-    indices = tuple(int(i) for i in indices)
+            raise BadArgument(f"{called}={indices} asks for the last {indices} of {count} levels; give 1 to {count}")
+        return tuple(range(count - int(indices), count))
+    indices = _whole_numbers(indices, called, f"a level's index is a whole number, 0 to {count - 1}")
     if not indices:
-        raise BadArgument(f"out_indices is empty; give some of 0 to {count - 1}")
+        raise BadArgument(f"{called} is empty; give some of 0 to {count - 1}")
     for i in indices:
         if not -count <= i < count:
-            raise BadArgument(f"out_indices={list(indices)}: there is no level {i}; levels are 0 to {count - 1} "
+            raise BadArgument(f"{called}={list(indices)}: there is no level {i}; levels are 0 to {count - 1} "
                               f"(or -{count} to -1 from the end)")
     chosen = tuple(i % count for i in indices)
     if len(set(chosen)) < len(chosen):
-        raise BadArgument(f"out_indices={list(indices)} names a level twice; name each once")
+        raise BadArgument(f"{called}={list(indices)} names a level twice; name each once")
     return chosen
 
 
-def take_strides(reductions: Sequence[int], strides: int | Sequence[int]) -> tuple[int, ...]:
+def take_strides(
+    reductions: Sequence[int], strides: int | Sequence[int], called: str = "out_strides"
+) -> tuple[int, ...]:
     """Levels chosen by stride, in the order asked for: the deepest level of each stride.
 
-    Raises `UnsupportedStride` for a stride that no level has, listing those there are.
+    Raises `UnsupportedStride` for a stride that no level has, listing those there are; `called` is the argument's name.
     """
-    strides = (strides,) if isinstance(strides, int) else tuple(strides)
+    strides = (strides,) if isinstance(strides, (int, Integral)) else strides
     deepest = {reduction: index for index, reduction in enumerate(reductions)}
+    strides = _whole_numbers(strides, called, f"strides are whole numbers, here {sorted(deepest)}")
     missing = [s for s in strides if s not in deepest]
     if missing:
         single = "; features_only=True with pyramid='interpolate' or 'simple' makes others of it" * (len(deepest) == 1)
-        raise UnsupportedStride(f"out_strides={list(strides)}: there is no level of stride {missing[0]}; "
+        raise UnsupportedStride(f"{called}={list(strides)}: there is no level of stride {missing[0]}; "
                                 f"this architecture has strides {sorted(deepest)}{single}")
     if not strides:
-        raise BadArgument(f"out_strides is empty; give some of {sorted(deepest)}")
+        raise BadArgument(f"{called} is empty; give some of {sorted(deepest)}")
     if len(set(strides)) < len(strides):
-        raise BadArgument(f"out_strides={list(strides)} names a stride twice; name each once")
+        raise BadArgument(f"{called}={list(strides)} names a stride twice; name each once")
     return tuple(deepest[s] for s in strides)
+
+
+def _whole_numbers(values: Iterable[Any], called: str, rule: str) -> tuple[int, ...]:
+    wrong = [value for value in values if not isinstance(value, Integral)]
+    if wrong:
+        raise BadArgument(f"{called}={values!r}: {wrong[0]!r} will not do; {rule}")
+    return tuple(int(value) for value in values)
