@@ -10,11 +10,14 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 from torch import nn
+from typer.testing import CliRunner
 
 import ziggurat
 from ziggurat import create_model
 from ziggurat.backbone import Backbone
+from ziggurat.cli import app
 from ziggurat.data import resolve_model_data_config
 from ziggurat.errors import BadArgument, CheckpointMismatch, SourceUnavailable, UnknownModel
 
@@ -166,6 +169,17 @@ def test_class_names_and_preprocessing(tmp_path):
     assert model.class_names is None
     model.save(tmp_path)
     assert ziggurat.load(tmp_path).class_names is None
+
+
+@pytest.mark.parametrize("scheme", ["local-dir:", ""])
+def test_the_command_names_the_classes(scheme, tmp_path):
+    model = create_model("test_resnet", num_classes=2)
+    model.save(tmp_path / "pets", class_names=["cat", "newt"])
+    Image.new("RGB", (64, 64), "green").save(tmp_path / "one.png")
+    options = ["classify", str(tmp_path / "one.png"), "--model", f"{scheme}{tmp_path / 'pets'}", "--device", "cpu"]
+    done = CliRunner().invoke(app, options)
+    assert done.exit_code == 0, done.output
+    assert sorted(line.split()[-1] for line in done.stdout.splitlines()[1:]) == ["cat", "newt"]
 
 
 def test_timm_reads_the_folder(tmp_path):

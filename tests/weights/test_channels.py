@@ -100,6 +100,7 @@ def test_preprocessing_and_gradients_of_a_model_of_five_channels(tmp_path):
     three = resolve_model_data_config(create_model("test_resnet"))
     assert config["mean"][:3] == three["mean"]
     assert config["input_size"][1:] == three["input_size"][1:]
+    assert resolve_model_data_config(model, {"mean": (0.1,) * 5})["mean"] == (0.1,) * 5
     model(torch.randn(2, 5, 64, 64)).sum().backward()
     stem = model.get_submodule(model.pretrained_cfg["first_conv"]).weight
     assert torch.count_nonzero(stem[:, 3:]) == 0

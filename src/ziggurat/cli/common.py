@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Option(
     "--model", "-m", metavar="NAME",
     help="Architecture, or architecture.tag for particular weights ('ziggurat list --pretrained' lists them); "
-         "hf-hub:OWNER/NAME or local-dir:PATH for others.")]
+         "hf-hub:OWNER/NAME or local-dir:PATH (or the path of a saved model's folder) for others.")]
 Sources = Annotated[list[str], typer.Argument(
     metavar="SOURCES", help="Images, folders (searched with all below them) and quoted glob patterns ('shots/**/*.png').")]
 Checkpoint = Annotated[Path | None, typer.Option(
@@ -45,6 +45,8 @@ def load_model(
     from .. import registry
     from ..factory import create_model, parse_model_name
 
+    if (Path(name) / "config.json").is_file():
+        name = f"local-dir:{name}"
     source, _ = parse_model_name(name)
     if source is None:
         info = registry.model_info(name)  # a wrong name or tag is told before torch has to do anything

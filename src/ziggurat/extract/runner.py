@@ -119,10 +119,9 @@ def class_labels(model: Backbone) -> list[tuple[str, str]]:
     """Label and name of each class: what the weights state, else ImageNet's where the number fits, else the index."""
     if not model.num_classes or model.out_indices is not None:
         raise BadArgument("this model has no classifier; create it without num_classes=0 and features_only")
-    stated = model.pretrained_cfg.get("label_names")
-    if stated and len(stated) == model.num_classes:
+    if model.class_names is not None:
         described = model.pretrained_cfg.get("label_descriptions") or {}
-        return [(label, described.get(label, label)) for label in stated]
+        return [(label, described.get(label, label)) for label in model.class_names]
     subset = infer_imagenet_subset(model)
     if subset is None:
         return [(str(index), f"class {index}") for index in range(model.num_classes)]
