@@ -255,6 +255,16 @@ def test_features(mixed, checkpoint, tmp_path):
     assert "is a file: give a folder" in err
 
 
+def test_features_of_an_output_stride(checkpoint):
+    photo = PHOTOS / "coffee.jpg"
+    options = ("-m", "resnet10t", "--checkpoint", checkpoint, "--json", "--output-stride")
+    for stride in (8, 16):
+        levels = json.loads(ziggurat_("features", photo, *options, stride)[0])["levels"]
+        assert [(v["stride"], v["height"]) for v in levels] == [(2, 88), (4, 44), (8, 22), (16, 11)][: stride.bit_length() - 1]
+    _, err = ziggurat_("features", photo, *options, "12", status=2)
+    assert "output_stride=12: give one of 1, 2, 4, 8, 16, 32" in err
+
+
 def test_show(mixed, checkpoint, tmp_path):
     file = tmp_path / "new" / "pyramid.png"
     options = ("-m", "resnet10t", "--checkpoint", checkpoint, "--out", file)

@@ -59,7 +59,7 @@ def _multiply_adds(model: Backbone, x: Tensor) -> tuple[int, Tensor]:
 
 
 def _hold_to_plan(model: Backbone, levels: list[Tensor], x: Tensor) -> None:
-    for level, said, size in zip(levels, model.feature_info, model.feature_info.sizes(*x.shape[-2:])):
+    for level, said, size in zip(levels, model.feature_info, model.feature_info.sizes(x.shape[2], x.shape[3])):
         wanted = (said["num_chs"], *size)
         assert tuple(level.shape[1:]) == wanted, f"{said} is {tuple(level.shape[1:])}, not {wanted}, at {tuple(x.shape)}"
 

@@ -31,12 +31,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs in
 
 
 def load_model(
-    name: str, checkpoint: Path | None, random: bool, device: str, num_classes: int | None = None, has_head: bool = False
+    name: str,
+    checkpoint: Path | None,
+    random: bool,
+    device: str,
+    num_classes: int | None = None,
+    has_head: bool = False,
+    **arguments: Any,
 ) -> Backbone:
     """The model asked for, in evaluation mode on its device; refused where it would have no weights unasked.
 
     Without `has_head` the classifier is left out, so that a checkpoint of any classes fits. `num_classes` are those of
-    the checkpoint.
+    the checkpoint. Further `arguments` go to `create_model`.
     """
     if checkpoint is not None and random:
         raise BadArgument("--checkpoint and --random exclude each other: give one of the two")
@@ -56,7 +62,7 @@ def load_model(
     options: dict[str, Any] = {} if has_head else {"num_classes": 0}
     if num_classes is not None:
         options = {"pretrained_cfg_overlay": {"num_classes": num_classes, "label_offset": None}}
-    model = create_model(name, pretrained=not random and checkpoint is None, checkpoint_path=checkpoint, **options)
+    model = create_model(name, pretrained=not random and checkpoint is None, checkpoint_path=checkpoint, **options, **arguments)
     return model.eval().to(chosen_device(device))
 
 

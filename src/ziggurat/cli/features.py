@@ -31,6 +31,9 @@ def run(
     model: Model,
     strides: Annotated[str | None, typer.Option(
         metavar="S,S,...", help="Only these strides, as in 8,16: how many input pixels lie between two positions.")] = None,
+    output_stride: Annotated[int | None, typer.Option(
+        metavar="S", help="No level coarser than this: 8 or 16, say. ziggurat info NAME shows how that is reached and what "
+                          "it costs.")] = None,
     pyramid: Annotated[bool, typer.Option(
         "--pyramid", help="Where a network has one stride alone (a plain ViT): its last level, interpolated to --strides "
                           "(4,8,16,32).")] = False,
@@ -52,6 +55,7 @@ def run(
       ziggurat features cat.jpg -m tf_efficientnet_lite0.pip_in1k
       ziggurat features photos/ -m resnet50 --strides 8,16 --out pyramids/
       ziggurat features photos/ -m vit_small_patch16_224 --pyramid --norm --out pyramids/
+      ziggurat features photos/ -m vit_small_patch16_224 --output-stride 4 --out dense/
 
     A stride that several levels share is given by the deepest of them. With --out folders are kept below the one that
     all images share; the metadata of a file hold path, model, and in norm which tensors are behind the final norm.
@@ -66,7 +70,7 @@ def run(
     from ..extract import extract_images
 
     chosen = strides_of(strides)
-    backbone = load_model(model, checkpoint, random, device)
+    backbone = load_model(model, checkpoint, random, device, output_stride=output_stride)
     if backbone.out_indices is None:
         reductions = backbone.feature_info.reduction()
         if pyramid:
