@@ -173,8 +173,9 @@ class Levels(nn.Module):
         """Sets up what shifts inputs where a level would go coarser than `output_stride`, and `feature_info`."""
         output_stride = self.output_stride
         native = [level["reduction"] for level in self.plan.levels]
-        if output_stride is not None and max(native) % output_stride and output_stride & (output_stride - 1):
-            divisors = [s for s in range(1, max(native) + 1) if max(native) % s == 0]
+        coarsest = max(native) * self.plan.dilation
+        if output_stride is not None and coarsest % output_stride and output_stride & (output_stride - 1):
+            divisors = [s for s in range(1, coarsest + 1) if coarsest % s == 0]
             raise BadArgument(f"output_stride={output_stride}: give one of {', '.join(map(str, divisors))}, or leave it out")
         held, found = boundaries(native, output_stride or max(native))
         if found and (self.stitches_image or self.layout == "NLC"):
@@ -305,7 +306,9 @@ class Levels(nn.Module):
         strides = (strides,) if isinstance(strides, int) else tuple(strides)
         if pyramid not in PYRAMIDS:
             raise BadArgument(f"pyramid={pyramid!r}: give 'interpolate' or 'simple'")
-        own = sorted({level["reduction"] for level in self.feature_info})
+        if self.pyramid_neck is not None:
+            raise BadArgument("this model makes a pyramid of one level already; create another one")
+        own = sorted(set(self._strides))
         if len(own) > 1:
             raise BadArgument(f"pyramid={pyramid!r}: {type(self).__name__} has levels of strides {own} by itself; "
                               "give out_strides alone")
@@ -316,13 +319,13 @@ class Levels(nn.Module):
                               "leave it out or give pyramid='simple'")
         if not strides or min(strides) < 1 or len(set(strides)) < len(strides):
             raise BadArgument(f"out_strides={list(strides)}: give whole numbers from 1, each once, as in (4, 8, 16, 32)")
-        self.remember(pyramid=pyramid, out_strides=strides, pyramid_channels=channels)
         base = self.feature_info[self.out_indices[0]]
         like = next(self.parameters())
         with like.device:
             width = {} if channels is None else {"channels": channels}
             neck = PYRAMIDS[pyramid](base["num_chs"], base["reduction"], strides, **width)
         self.pyramid_neck = neck.to(dtype=like.dtype).train(self.training)
+        self.remember(pyramid=pyramid, out_strides=strides, pyramid_channels=channels)
         branches = dict(neck.named_children())
         made = [base | dict(num_chs=neck.channels, reduction=s)
                 | (dict(module=f"pyramid_neck.stride{s}") if f"stride{s}" in branches else {}) for s in strides]
