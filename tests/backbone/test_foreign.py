@@ -11,6 +11,7 @@ from torch import nn
 import ziggurat
 from ziggurat.backbone import group_parameters
 from ziggurat.errors import BadArgument
+from ziggurat.testing import check_backbone
 
 RESNET = ["layer1", "layer2", "layer3", "layer4"]
 FOURS = ["features.1", "features.3", "features.5", "features.7"]
@@ -319,6 +320,18 @@ def test_pooled_output_is_the_embedding_and_scores_never_are(x):
         model.embed(x)
 
 
+@torch.no_grad()
+def test_scores_inside_a_larger_output(x):
+    class Named(Own):
+        def forward(self, x, mask=None):
+            return {"logits": super().forward(x, mask), "side": x.mean()}
+
+    net = Named().eval()
+    model = ziggurat.as_backbone(net, OWN, input_size=64)
+    assert torch.equal(model(x)["logits"], net(x)["logits"])
+    assert torch.equal(net.head(model.embed(x)), net(x)["logits"])
+
+
 # -------------------------------------------------------------------- what happens to the module
 
 
@@ -364,6 +377,27 @@ def test_children_may_be_named_as_our_methods_are(kind, x):
     assert model(x.double()).dtype == torch.float64
 
 
+class Plain(nn.Module):
+    """A user's network whose channels and classes are arguments."""
+
+    def __init__(self, in_chans, num_classes):
+        super().__init__()
+        self.stem = Block(in_chans, 8)
+        self.stages = nn.Sequential(nn.Sequential(Block(8, 12), Block(12, 12)), Block(12, 16))
+        self.gap = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(16, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x):
+        return self.head(self.gap(self.stages(self.stem(x))).flatten(1))
+
+
+def test_the_contract():
+    def create(in_chans=3, num_classes=5, **_):
+        return ziggurat.as_backbone(Plain(in_chans, num_classes), ["stem", "stages.0", "stages.1"], input_size=64)
+
+    check_backbone(create, 64, skip={"output_stride", "compile", "export"})
+
+
 def test_what_cannot_be_traced_says_so(x):
     model = ziggurat.as_backbone(Undecided(), OWN, input_size=64)
     assert "control flow" in model.untraced
@@ -398,6 +432,8 @@ def test_training_checkpointing_freezing_and_groups(x):
     for (name, a), (_, b) in zip(model.named_parameters(), other.named_parameters()):
         assert a.grad is not None
         assert torch.allclose(a.grad, b.grad, atol=1e-6), name
+    with pytest.raises(BadArgument, match="single layers"):
+        ziggurat.as_backbone(Flattens(), ["stem", "mix"], input_size=64).set_grad_checkpointing()
     groups = group_parameters(model, model.group_matcher(), reverse=True)
     assert groups.keys() == {name for name, _ in model.named_parameters()}
     assert (groups["scale"], groups["embed.conv.weight"], groups["trunk.0.norm.bias"], groups["trunk.1.conv.bias"],

@@ -13,6 +13,7 @@ from .base import Backbone
 from .observing import Observed, few, meta_copy, observe
 from .plan import take_strides
 from .tracing import Part, Untraceable, cut
+from .units import named_units
 
 __all__ = ["Foreign", "as_backbone"]
 
@@ -80,7 +81,8 @@ class Foreign(Backbone):
     The forward pass is traced by torch.fx through the modules that hold a level and no further. Where that cannot be
     done (control flow that asks for values or sizes), `untraced` says why and levels are caught by hooks: then nothing
     past the last level is run by a features-only model only, there are no `forward_features` and `forward_head`, and
-    the backbone neither compiles with `fullgraph=True` nor exports.
+    the backbone neither compiles with `fullgraph=True` nor exports. A child of the module that has the name of a method
+    here (`embed`, `pool`) works, but torch.export does not find it: rename it for that.
     """
 
     wrapped: nn.Module
@@ -96,7 +98,7 @@ class Foreign(Backbone):
         self.training = module.training
         self.min_size = 1  # the module's own affair
         self._projects = observed.projects
-        self.forms = observed.forms
+        self._forms = observed.forms
         for name, form in zip(levels, observed.forms):
             self.plan.mark(form.channels, name, form.stride)
         self.num_features = observed.forms[-1].channels
@@ -127,7 +129,7 @@ class Foreign(Backbone):
         for parts in self._parts.values():
             for k, part in enumerate(parts):
                 for path in part.paths():
-                    starts[path] = min(k, starts.get(path, k), len(self.forms))
+                    starts[path] = min(k, starts.get(path, k), len(self._forms))
         return starts
 
     # ---------------------------------------------------------------- running it
@@ -141,7 +143,7 @@ class Foreign(Backbone):
                 yield outcome
             return
         values: list[Any] = [x]
-        for form, part in zip(self.forms, self._parts[self.training]):
+        for form, part in zip(self._forms, self._parts[self.training]):
             level, *values = part(self, *values)
             yield form.as_map(level, height, width)
         yield values[0] if len(values) == 1 else tuple(values)
@@ -169,7 +171,7 @@ class Foreign(Backbone):
             output = x.output
         else:
             values = x if isinstance(x, tuple) else (x,)
-            tail = self._parts[self.training][len(self.forms) :]
+            tail = self._parts[self.training][len(self._forms) :]
             if self.classifiers:
                 embedding, *values = tail[0](self, *values)
                 if pre_logits:
@@ -191,7 +193,7 @@ class Foreign(Backbone):
         def catch(path: str, index: int) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, output: Tensor) -> None:
                 if threading.get_ident() == thread:
-                    maps[path] = self.forms[index].as_map(output, *x.shape[-2:])
+                    maps[path] = self._forms[index].as_map(output, *x.shape[-2:])
                     if ends_there and len(maps) == len(paths):
                         raise _Enough
             return hook
@@ -286,6 +288,13 @@ class Foreign(Backbone):
             members = level.named_children() if isinstance(level, nn.Sequential) else [("", level)]
             found += [f"{path}.{name}".rstrip(".") for name, member in members if list(member.children())]
         return "|".join(f"({part})" for part in map(_escaped, found)) or "(?!)"
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As for every backbone; raises `BadArgument` where the levels are single layers, so that nothing is saved."""
+        if enable and not named_units(self, self.units):
+            raise BadArgument(f"{type(self.wrapped).__name__} cannot be checkpointed by its levels, which are single "
+                              "layers; name the modules that hold them as levels")
+        super().set_grad_checkpointing(enable)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that sort parameters by depth: a group for what each level adds, and one for what follows."""

@@ -7,6 +7,7 @@ nothing. Only a module whose control flow asks for values has to be run for real
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -86,9 +87,8 @@ def observe(
     Raises `BadArgument` where a level is not a module that runs once, in the order given, and puts out a map.
     """
     _check_paths(module, levels)
-    run, chans = _runner(module, levels, in_chans, input_size)
+    chans, first, run = _first_run(module, levels, in_chans, input_size)
     height, width = input_size
-    first = run(height, width)
     _check_calls(first, levels)
     for path in levels:
         _check_output(path, first.outputs[path])
@@ -137,10 +137,10 @@ def few(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
 
 
-def _runner(
+def _first_run(
     module: nn.Module, levels: Sequence[str], in_chans: int | None, input_size: tuple[int, int]
-) -> tuple[Callable[[int, int], _Run], int]:
-    """A function that runs a copy of `module` at a size, and the number of channels that it takes."""
+) -> tuple[int, _Run, Callable[[int, int], _Run]]:
+    """How many channels `module` takes, a run at `input_size`, and what runs the same copy at other sizes."""
     if in_chans is not None:
         candidates = [in_chans]
     else:
@@ -150,17 +150,17 @@ def _runner(
     for make in (meta_copy, lambda m: copy.deepcopy(m).eval()):
         shell = make(module)
         for chans in candidates:
+            run = functools.partial(_forward, shell, levels, chans)
             try:
-                _forward(shell, levels, chans, *input_size)
-            except Exception as error:
-                failure = error if failure is None or chans == candidates[0] else failure
-            else:
-                return lambda height, width: _forward(shell, levels, chans, height, width), chans  # noqa: B023
+                return chans, run(*input_size), run
+            except Exception as error:  # user code, fed with channels or a size that it may not take
+                if failure is None or chans == candidates[0]:
+                    failure = error
     said = " or ".join(map(str, candidates))
     raise BadArgument(
-        f"{type(module).__name__} does not run on an image of {said} channels and "
-        f"{input_size[0]} x {input_size[1]} pixels ({type(failure).__name__}: {str(failure).splitlines()[0][:200]}); "
-        "give in_chans and input_size as it needs them"
+        f"{type(module).__name__} does not run on an image of {said} channels and {input_size[0]} x {input_size[1]} "
+        f"pixels ({type(failure).__name__}: {str(failure).partition(chr(10))[0][:200]}); give in_chans and input_size "
+        "as it needs them"
     ) from failure
 
 
@@ -179,7 +179,9 @@ def _forward(shell: nn.Module, levels: Sequence[str], chans: int, height: int, w
     level_of = {id(shell.get_submodule(path)): path for path in levels}
 
     def before(path: str) -> Callable[..., None]:
-        return lambda module, args: void(run.starts.setdefault(path, len(run.finished)))
+        def note(module: nn.Module, args: Any) -> None:
+            run.starts.setdefault(path, len(run.finished))
+        return note
 
     def after(path: str, is_linear: bool) -> Callable[..., None]:
         def note(module: nn.Module, args: Any, output: Any) -> None:
@@ -205,10 +207,6 @@ def _forward(shell: nn.Module, levels: Sequence[str], chans: int, height: int, w
         for hook in hooks:
             hook.remove()
     return run
-
-
-def void(_: object) -> None:
-    """Drops a value: a forward hook that returns one would change the pass."""
 
 
 def _check_calls(run: _Run, levels: Sequence[str]) -> None:
@@ -268,9 +266,9 @@ def _stride(layout: str, path: str, first: _Run, grown: Sequence[_Run]) -> int:
         if not grown:
             steps.add(first.size[place] / shape[axis])
         for run in grown:
-            pixels = run.size[place] - first.size[place]
+            pixels, rows = run.size[place] - first.size[place], run.outputs[path].shape[axis] - shape[axis]
             if pixels:
-                steps.add(pixels / (run.outputs[path].shape[axis] - shape[axis]))
+                steps.add(pixels / rows if rows else 0.0)
     step = steps.pop()
     return int(step) if not steps and step == int(step) else 0
 
@@ -286,7 +284,7 @@ def _token_stride(path: str, first: _Run, grown: Sequence[_Run]) -> int:
     for run in grown:
         pixels = run.size[0] * run.size[1] - height * width
         tokens = run.outputs[path].shape[1] - count
-        strides.add(math.isqrt(pixels // tokens) if pixels % tokens == 0 else 0)
+        strides.add(math.isqrt(pixels // tokens) if tokens and pixels % tokens == 0 else 0)
     stride = strides.pop()
     fits = not strides and stride and height % stride == width % stride == 0
     return stride if fits and count >= (height // stride) * (width // stride) else 0
