@@ -226,6 +226,21 @@ def check_gradients(create: Create, size: int) -> None:
         assert (recomputed - grad).abs().max().item() <= 1e-3 * scale + 1e-7, f"checkpointing changes {name}"
 
 
+def check_freezing(create: Create, size: int) -> None:
+    """`freeze(upto=level)` holds exactly the parameters that the level comes from, and trains the others."""
+    with torch.device("meta"):
+        model = create().train()
+        x = torch.zeros(2, model.in_chans, size, size)
+    named = dict(model.named_parameters())
+    middle = len(model.feature_info) // 2
+    (level,) = model.forward_intermediates(x, indices=[middle], intermediates_only=True)
+    found = torch.autograd.grad(level.sum(), list(named.values()), allow_unused=True)
+    needed = {name for name, gradient in zip(named, found) if gradient is not None}
+    model.freeze(upto=middle)
+    held = {name for name, parameter in named.items() if not parameter.requires_grad}
+    assert held == needed, f"level {middle}: {sorted(held ^ needed)[:3]} are frozen or not as the level needs them"
+
+
 def check_units(create: Create, size: int) -> None:
     """Units exist, do not overlap, and sort all parameters by depth; drop path grows along them."""
     model = create(drop_path_rate=0.5)
@@ -346,6 +361,7 @@ CHECKS: dict[str, Callable[[Create, int], None]] = {
     "inputs": check_inputs,
     "output_stride": check_output_stride,
     "gradients": check_gradients,
+    "freezing": check_freezing,
     "units": check_units,
     "copies": check_copies,
     "formats": check_formats,
