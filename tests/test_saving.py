@@ -182,20 +182,23 @@ def test_the_command_names_the_classes(scheme, tmp_path):
     assert sorted(line.split()[-1] for line in done.stdout.splitlines()[1:]) == ["cat", "newt"]
 
 
-def test_timm_reads_the_folder(tmp_path):
+@pytest.mark.parametrize("name, size", [("test_resnet", None), ("test_vit", 48)])
+def test_timm_reads_the_folder(name, size, tmp_path):
     torch.manual_seed(0)
-    model = create_model("test_resnet", in_chans=2).eval()
+    model = create_model(name, in_chans=2, img_size=size).eval()
     model.reset_classifier(3)
     model.save(tmp_path, class_names=["cat", "dog", "newt"])
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     ours = create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     with torch.no_grad():
-        wanted = model(images(2))
-        torch.testing.assert_close(theirs(images(2)), wanted, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(ours(images(2)), wanted)
+        wanted = model(images(2, size or 32))
+        torch.testing.assert_close(theirs(images(2, size or 32)), wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours(images(2, size or 32)), wanted)
     assert tuple(theirs.pretrained_cfg["label_names"]) == ("cat", "dog", "newt")
+    config, known = resolve_model_data_config(ours), timm.data.resolve_model_data_config(theirs)
+    assert {key: tuple(v) if isinstance(v, list) else v for key, v in known.items()} == config
     fresh = create_model(f"local-dir:{tmp_path}")
-    assert not torch.equal(fresh.fc.weight, model.fc.weight)
+    assert not torch.equal(fresh.get_classifier().weight, model.get_classifier().weight)
     assert (fresh.in_chans, fresh.num_classes) == (2, 3)
 
 
@@ -302,12 +305,19 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def altered(text, **entries):
+    return json.dumps(json.loads(text) | entries)
+
+
 def test_missing_and_damaged_files_are_named(tmp_path):
     create_model("test_resnet").save(tmp_path)
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     good = config.read_text(), weights.read_bytes()
     for text, why in [("{", "is no JSON"), ("[]", "names no 'architecture'"),
-                      (json.dumps(json.loads(good[0]) | {"model_args": [1]}), "is damaged: its 'model_args'")]:
+                      (altered(good[0], model_args=[1]), "is damaged: its 'model_args'"),
+                      (altered(good[0], architecture=3), "names no 'architecture'"),
+                      (altered(good[0], ziggurat={"dtype": "load"}), "is damaged: there is no type 'load'"),
+                      (altered(good[0], ziggurat={"frozen": "x"}), "is damaged: 'frozen' is 'x'")]:  # fmt: skip
         config.write_text(text)
         with pytest.raises(SourceUnavailable, match=rf"config\.json {why}"):
             ziggurat.load(tmp_path)

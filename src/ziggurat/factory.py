@@ -289,10 +289,14 @@ def _with_overrides(model_args: Mapping[str, Any], asked: Mapping[str, Any]) -> 
 
     Where a view is asked for, nothing is left of the one that the configuration describes.
     """
-    stated = {name: tuple(value) if isinstance(value, list) else value for name, value in model_args.items()}
+    stated = {name: _tuples(value) for name, value in model_args.items()}
     if any(name in asked for name in ("features_only", *VIEW)):
         stated = {name: value for name, value in stated.items() if name not in VIEW}
     return {**stated, **asked}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _defaults(model_cls: Callable[..., Any], cfg: PretrainedCfg) -> dict[str, Any]:

@@ -63,9 +63,12 @@ def load(directory: str | Path, **overrides: Any) -> Backbone:
     for name in (CONFIG, WEIGHT_FILES[0]):
         if not (directory / name).is_file():
             raise SourceUnavailable(f"there is no {directory / name}; give a folder that ziggurat.save wrote.")
-    dtype = stated.get(SAVED, {}).get("dtype")
-    if dtype is not None:
-        overrides.setdefault("dtype", getattr(torch, dtype))
+    named = (stated.get(SAVED) or {}).get("dtype")
+    if named is not None:
+        dtype = getattr(torch, str(named), None)
+        if not isinstance(dtype, torch.dtype):
+            raise SourceUnavailable(f"{directory / CONFIG} is damaged: there is no type {named!r:.40}.")
+        overrides.setdefault("dtype", dtype)
     return create_model(f"local-dir:{directory}", pretrained=True, **overrides)
 
 

@@ -137,11 +137,14 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise SourceUnavailable(f"{path} is no JSON: {error}.") from error
-    if not isinstance(content, dict) or "architecture" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("architecture"), str):
         raise SourceUnavailable(f"{path} names no 'architecture', so it is not the configuration of an image model.")
     for name in ("pretrained_cfg", "model_args", SAVED):
         if not isinstance(content.get(name) or {}, dict):
             raise SourceUnavailable(f"{path} is damaged: its {name!r} is no object but {content[name]!r:.40}.")
+    frozen = (content.get(SAVED) or {}).get("frozen")
+    if not isinstance(frozen, (int, type(None))):
+        raise SourceUnavailable(f"{path} is damaged: 'frozen' is {frozen!r:.40}, neither a level nor null.")
     return content
 
 
