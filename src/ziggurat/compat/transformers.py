@@ -24,7 +24,7 @@ try:
     from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
     from transformers.modeling_outputs import BackboneOutput
 except ImportError as error:
-    raise MissingExtra("ziggurat.compat.transformers needs transformers 5 or newer: "
+    raise MissingExtra("ziggurat.compat.transformers needs transformers 5.10 or newer: "
                        "pip install 'ziggurat[transformers]'") from error
 
 __all__ = ["ZigguratBackbone", "ZigguratBackboneConfig"]
