@@ -408,6 +408,8 @@ def _as_built(
                 stated[name] = (in_chans, *stated[name][1:])
     if img_size is not None:
         sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        if sides != stated["input_size"][1:]:
+            stated.pop("test_input_size", None)  # which goes with the size of the weights
         stated["input_size"] = (in_chans, *sides)
     return stated
 

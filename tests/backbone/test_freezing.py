@@ -12,7 +12,7 @@ from ziggurat import create_model
 from ziggurat.errors import BadArgument
 
 SMALL = {  # stages with batch norm; blocks of tokens
-    "resnet18": dict(num_classes=5, drop_path_rate=0.3),
+    "test_resnet": dict(num_classes=5, drop_path_rate=0.3),
     "test_vit": dict(num_classes=5, drop_path_rate=0.3, img_size=32, proj_drop_rate=0.2, pos_drop_rate=0.2),
 }
 
@@ -36,7 +36,7 @@ def under(names, *owners):
 
 @pytest.mark.parametrize("upto", [2, -3])
 def test_a_convolutional_network_up_to_a_level(upto):
-    model = small("resnet18")
+    model = small("test_resnet")
     every = training(model)
     modules = model.freeze(upto)
     assert modules == ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2")
@@ -86,7 +86,7 @@ def test_what_is_frozen_neither_drifts_nor_drops(name):
         model.eval()
     after = model.state_dict()
     frozen = [key for key in after if any(key == path or key.startswith(path + ".") for path in model.frozen.modules)]
-    assert any("running_mean" in key for key in frozen) == (name == "resnet18")
+    assert any("running_mean" in key for key in frozen) == (name == "test_resnet")
     assert all(torch.equal(after[key], before[key]) for key in frozen)
     moved = {key for key in after if not torch.equal(after[key], before[key])}
     assert any(key.startswith(("layer4", "blocks.5")) for key in moved)
@@ -94,7 +94,7 @@ def test_what_is_frozen_neither_drifts_nor_drops(name):
 
 
 def test_what_did_not_train_before_does_not_train_after():
-    model = small("resnet18")
+    model = small("test_resnet")
     model.layer1.requires_grad_(False)
     before = training(model)
     model.freeze(upto=3)
@@ -107,13 +107,13 @@ def test_what_did_not_train_before_does_not_train_after():
 
 
 def test_levels_that_are_not_there():
-    model = small("resnet18")
+    model = small("test_resnet")
     model.freeze(upto=0)
     for wrong in (5, -6):
         with pytest.raises(BadArgument, match=f"upto={wrong}: there is no such level; give 0 to 4"):
             model.freeze(upto=wrong)
     assert model.frozen.upto == 0
-    part = small("resnet18", features_only=True, out_indices=(1, 2))
+    part = small("test_resnet", features_only=True, out_indices=(1, 2))
     part.freeze(upto=-1)
     assert training(part) == set()
     with pytest.raises(BadArgument, match="give 0 to 2"):
@@ -138,7 +138,7 @@ def test_copies_are_frozen_too(name, duplicate):
 
 
 def test_pruning_leaves_the_rest_frozen():
-    model = small("resnet18")
+    model = small("test_resnet")
     model.freeze(upto=3)
     model.keep_levels([1, 2])
     assert training(model.train()) == set()
@@ -153,7 +153,7 @@ VIEWS = {
     "tokens": lambda model, x: list(model.tokens(x).values()),
     "features_only": lambda model, x: model(x),
 }
-CASES = [(name, view) for name in SMALL for view in VIEWS if (name, view) != ("resnet18", "tokens")]
+CASES = [(name, view) for name in SMALL for view in VIEWS if (name, view) != ("test_resnet", "tokens")]
 
 
 def gradients(name, view, upto, checkpointed):
@@ -179,7 +179,7 @@ def test_checkpointing_gives_the_same_gradients(name, view, upto):
         torch.testing.assert_close(got[key], wanted[key], rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
 
 
-@pytest.mark.parametrize("name, block", [("resnet18", "layer1.0.conv1"), ("test_vit", "blocks.0.attn")])
+@pytest.mark.parametrize("name, block", [("test_resnet", "layer1.0.conv1"), ("test_vit", "blocks.0.attn")])
 def test_units_run_again_in_the_backward_pass_unless_they_are_frozen(name, block):
     model = small(name).train()
     model.set_grad_checkpointing()

@@ -215,3 +215,12 @@ def test_a_stem_that_cannot_be_refitted_is_an_error():
     split = dict(groups=6, width=12)  # two of a pixel's channels go to one group and one to the next
     with pytest.raises(CheckpointMismatch, match="cannot be refitted from 3 to 6"):
         load_weights(Folded(in_chans=6, **split), Folded(**split).state_dict())
+
+
+@torch.no_grad()
+def test_published_weights_take_images_in_another_order():
+    name = "tf_efficientnet_lite0.pip_in1k"
+    image = torch.randn(1, 3, 64, 64)
+    scores = create_model(name, pretrained=True).eval()(image)
+    turned = create_model(name, pretrained=True, in_chans_from=[2, 1, 0]).eval()
+    torch.testing.assert_close(turned(image.flip(1)), scores, rtol=1e-4, atol=1e-4)
