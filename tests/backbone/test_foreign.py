@@ -401,9 +401,25 @@ def test_the_contract():
 def test_what_cannot_be_traced_says_so(x):
     model = ziggurat.as_backbone(Undecided(), OWN, input_size=64)
     assert "control flow" in model.untraced
-    for call in (model.forward_features, model.forward_head):
+    for call in (model.forward_features, model.forward_head, lambda x: model.extract(x, ["features"])):
         with pytest.raises(BadArgument, match="cannot be divided"):
             call(x)
+    finished, _ = model.eval().forward_intermediates(x)
+    assert torch.equal(model.forward_head(finished), model(x))
+
+
+def test_a_part_under_no_grad_stays_without_gradients(x):
+    class Held(Own):
+        def forward(self, x, mask=None):
+            with torch.no_grad():
+                x = self.embed(x)
+            return self.head(self.pool(self.trunk(x)).flatten(1))
+
+    model = ziggurat.as_backbone(Held(), OWN, input_size=64)
+    assert "without gradients" in model.untraced
+    model(x).sum().backward()
+    assert model.get_submodule("embed.conv").weight.grad is None
+    assert model.get_submodule("trunk.0.conv").weight.grad is not None
 
 
 def test_dropout_in_forward_follows_the_mode(x):

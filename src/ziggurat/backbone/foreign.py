@@ -79,9 +79,9 @@ class Foreign(Backbone):
     - Units of gradient checkpointing are the members of levels that are sequences, and other levels made of parts.
 
     The forward pass is traced by torch.fx through the modules that hold a level and no further. Where that cannot be
-    done (control flow that asks for values or sizes), `untraced` says why and levels are caught by hooks: then nothing
-    past the last level is run by a features-only model only, there are no `forward_features` and `forward_head`, and
-    the backbone neither compiles with `fullgraph=True` nor exports. A child of the module that has the name of a method
+    done (control flow that asks for values or sizes, parts under `no_grad`), `untraced` says why and levels are caught by hooks: then nothing
+    past the last level is run by a features-only model only; there are no features (what `forward_intermediates` gives in
+    their place is the finished pass, which `forward_head` takes); and the backbone neither compiles with `fullgraph=True` nor exports. A child of the module that has the name of a method
     here (`embed`, `pool`) works, but torch.export does not find it: rename it for that.
     """
 
@@ -112,6 +112,8 @@ class Foreign(Backbone):
             for mode in (False, True):
                 self._parts[mode] = cut(shell.train(mode), levels, path)
             starts, otherwise = self._starts_of_parts(), len(levels) + 1
+            if observed.guarded & starts.keys():
+                raise Untraceable("it runs parts without gradients, or in autocast")
         except Untraceable as reason:
             self._parts, self.untraced = {}, str(reason)
             starts, otherwise = observed.starts, None
@@ -166,7 +168,7 @@ class Foreign(Backbone):
         if self.untraced is not None:
             if not isinstance(x, _Outcome):
                 raise self._not_divided("forward_head")
-            if pre_logits and self.classifiers:
+            if pre_logits and x.embedding is not None:
                 return x.embedding
             output = x.output
         else:
@@ -181,6 +183,17 @@ class Foreign(Backbone):
             raise BadArgument(f"{type(self.wrapped).__name__} does not end in a linear layer, nor in pooling alone, so it "
                               "has no embedding; average a level of pyramid(x) over its positions")
         return output
+
+    def extract(
+        self,
+        x: Tensor,
+        outputs: Sequence[str] = ("embedding", "pyramid"),
+        strides: int | Sequence[int] | None = None,
+        norm: bool | None = None,
+    ) -> dict[str, Any]:
+        if self.untraced is not None and not self._headless and "features" in outputs:
+            raise self._not_divided("features")
+        return super().extract(x, outputs, strides, norm)
 
     def _watched(self, x: Tensor) -> tuple[list[Tensor], _Outcome | None]:
         """All levels held as maps, and the module's output unless the pass could end with the last of them."""
@@ -215,7 +228,7 @@ class Foreign(Backbone):
         missed = [path for path in paths if path not in maps]
         if missed:
             raise BadArgument(f"{type(self.wrapped).__name__} did not call its level {missed[0]!r} for these images")
-        return [maps[path] for path in paths], None if ends_there else _Outcome(output, *embedding)
+        return [maps[path] for path in paths], None if ends_there else _Outcome(output, *embedding[-1:])
 
     def _not_divided(self, what: str) -> BadArgument:
         return BadArgument(f"{type(self.wrapped).__name__} has no {what}, because its forward pass cannot be divided "

@@ -64,6 +64,8 @@ class Observed:
     """Whether a convolution or linear layer runs after the last level."""
     starts: dict[str, int]
     """Path of each module that ran, and how many levels were complete when it did first."""
+    guarded: set[str]
+    """Paths of the modules that ran without gradients or in autocast, because the module says so."""
 
 
 @dataclass
@@ -75,6 +77,7 @@ class _Run:
     outputs: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     starts: dict[str, int] = field(default_factory=dict)
+    guarded: set[str] = field(default_factory=set)
     linear: tuple[str, int, Any] = ("", 0, None)
     result: Any = None
 
@@ -104,7 +107,7 @@ def observe(
     classifier = path if ndim == 2 and any(leaf is scores for leaf in tree_leaves(first.result)) else None
     projects = any(isinstance(module.get_submodule(name), nn.Linear | nn.Conv2d)
                    for name, start in first.starts.items() if start == len(levels))
-    return Observed(chans, forms, classifier, projects, first.starts)
+    return Observed(chans, forms, classifier, projects, first.starts, first.guarded)
 
 
 def meta_copy(module: nn.Module) -> nn.Module:
@@ -147,7 +150,7 @@ def _first_run(
         convs = (m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d))
         candidates = list(dict.fromkeys((next(convs, 3), 3, 1)))
     failure: Exception | None = None
-    for make in (meta_copy, lambda m: copy.deepcopy(m).eval()):
+    for make in (meta_copy, lambda m: copy.deepcopy(m).eval().requires_grad_(False)):
         shell = make(module)
         for chans in candidates:
             run = functools.partial(_forward, shell, levels, chans)
@@ -172,15 +175,21 @@ def _or_none(run: Callable[[int, int], _Run], height: int, width: int) -> _Run |
         return None
 
 
-@torch.no_grad()
+@torch.enable_grad()  # so that a no_grad of the module's own shows
 def _forward(shell: nn.Module, levels: Sequence[str], chans: int, height: int, width: int) -> _Run:
     run = _Run((height, width))
+    tensors = [*shell.parameters(), *shell.buffers()]
+    place = tensors[0].device if tensors else torch.device("cpu")
+    kind = next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
+    outside = _modes()
     hooks = []
     level_of = {id(shell.get_submodule(path)): path for path in levels}
 
     def before(path: str) -> Callable[..., None]:
         def note(module: nn.Module, args: Any) -> None:
             run.starts.setdefault(path, len(run.finished))
+            if _modes() != outside:
+                run.guarded.add(path)
         return note
 
     def after(path: str, is_linear: bool) -> Callable[..., None]:
@@ -197,9 +206,6 @@ def _forward(shell: nn.Module, levels: Sequence[str], chans: int, height: int, w
     for path, module in shell.named_modules():
         hooks.append(module.register_forward_pre_hook(before(path)))
         hooks.append(module.register_forward_hook(after(path, isinstance(module, nn.Linear))))
-    tensors = [*shell.parameters(), *shell.buffers()]
-    place = tensors[0].device if tensors else torch.device("cpu")
-    kind = next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
     try:
         with torch.device(place):
             run.result = shell(torch.zeros(2, chans, height, width, dtype=kind))
@@ -207,6 +213,11 @@ def _forward(shell: nn.Module, levels: Sequence[str], chans: int, height: int, w
         for hook in hooks:
             hook.remove()
     return run
+
+
+def _modes() -> tuple[bool, ...]:
+    """Whether gradients are recorded, and autocast is on."""
+    return torch.is_grad_enabled(), *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
 
 
 def _check_calls(run: _Run, levels: Sequence[str]) -> None:

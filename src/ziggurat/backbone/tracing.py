@@ -75,17 +75,20 @@ def cut(module: nn.Module, levels: Sequence[str], classifier: str | None) -> lis
     tracer = _Tracer(module, (*levels, classifier) if classifier else levels)
     try:
         graph = tracer.trace(_Alone(module))
+    except Untraceable:
+        raise
     except Exception as error:  # user code fed with proxies raises whatever it likes
         raise Untraceable(f"{type(error).__name__}: {error}".splitlines()[0]) from error
     nodes = list(graph.nodes)
     for node in nodes:
         _check(node)
     place = {node: i for i, node in enumerate(nodes)}
-    if not set(levels) <= tracer.outputs.keys():
-        raise Untraceable(f"a forward pass with training={module.training} calls not all levels")
+    missed = tracer.watched - tracer.outputs.keys()
+    if missed:
+        raise Untraceable(f"with training={module.training} it does not call {', '.join(sorted(missed))}")
     results = [tracer.outputs[path] for path in levels]
     stops = [place[node] + 1 for node in results]
-    if classifier in tracer.outputs:
+    if classifier is not None:
         call = tracer.outputs[classifier]
         results.append(call.all_input_nodes[0])
         stops.append(place[call])
@@ -148,7 +151,8 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, module: nn.Module, watched: Sequence[str]) -> None:
         super().__init__()
-        self.watched = {id(module.get_submodule(path)): path for path in watched}
+        self.watched = set(watched)
+        self.path_of = {id(module.get_submodule(path)): path for path in watched}
         inner = {".".join(path.split(".")[:n]) for path in watched for n in range(path.count(".") + 1)}
         self.opened = {id(module.get_submodule(path)) for path in inner}
         self.outputs: dict[str, fx.Node] = {}
@@ -160,9 +164,9 @@ class _Tracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         output = super().call_module(m, forward, args, kwargs)
-        if id(m) in self.watched:
-            path = self.watched[id(m)]
+        path = self.path_of.get(id(m))
+        if path is not None:
             if path in self.outputs or not isinstance(output, fx.Proxy):
-                raise Untraceable(f"{path} is called twice or gives no tensor")
+                raise Untraceable(f"with training={m.training} it calls {path} twice, or for no tensor")
             self.outputs[path] = output.node
         return output
