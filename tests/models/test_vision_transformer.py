@@ -207,6 +207,52 @@ def test_images_of_any_size(options):
         assert all(difference(a, b) <= TOLERANCE for a, b in zip(levels, references, strict=True))
 
 
+@pytest.mark.parametrize("name", [
+    "vit_tiny_patch16_224", "vit_base_patch16_reg4_gap_256", "vit_base_patch14_reg4_dinov2", "deit3_small_patch16_224",
+    "deit_tiny_distilled_patch16_224", "flexivit_small", "aimv2_large_patch14_224", "vit_base_patch16_siglip_224",
+    "vit_so400m_patch14_siglip_384", "vit_base_patch16_rpn_224", "vit_base_patch16_radio_v3",
+])  # fmt: skip
+def test_images_of_any_size_without_being_asked(name):
+    """As timm's models do that are made with `dynamic_img_size` and `dynamic_img_pad`."""
+    small = SMALL | dict(depth=2)
+    theirs = timm.create_model(name, dynamic_img_size=True, dynamic_img_pad=True, **small).eval()
+    redraw(theirs)
+    ours = ziggurat.create_model(name, **small).eval()
+    ours.load_state_dict(theirs.state_dict())
+    stride = ours.feature_info[-1]["reduction"]
+    for size in ((75, 50), (32, 113)):
+        x = images(*size)
+        with torch.no_grad():
+            assert difference(ours(x), theirs(x)) <= TOLERANCE
+            levels = ours.forward_intermediates(x, intermediates_only=True)
+            references = theirs.forward_intermediates(x, intermediates_only=True)
+        assert all(difference(a, b) <= TOLERANCE for a, b in zip(levels, references, strict=True))
+        assert levels[-1].shape[2:] == ours.feature_info.sizes(*size, idx=-1)
+        assert levels[-1].shape[2:] == (-(-size[0] // stride), -(-size[1] // stride))
+
+
+def test_a_size_that_leaves_a_rest_is_cut_as_published_and_others_are_padded():
+    ours, theirs = pair("vit_so400m_patch14_siglip_384", img_size=(48, 34), **SMALL)
+    x = images(48, 34)
+    with torch.no_grad():
+        assert difference(ours(x), theirs(x)) <= TOLERANCE
+        for size, grid in (((48, 34), (3, 2)), ((48, 35), (4, 3)), ((47, 34), (4, 3))):
+            assert ours.pyramid(images(*size))[14].shape[2:] == ours.feature_info.sizes(*size, idx=-1) == grid
+    padding = ziggurat.create_model("vit_so400m_patch14_siglip_384", img_size=(48, 34), dynamic_img_pad=True, **SMALL)
+    assert padding.pyramid(x)[14].shape[2:] == padding.feature_info.sizes(48, 34, idx=-1) == (4, 3)
+    ours.set_input_size((28, 28))
+    assert ours.pyramid(images(48, 34))[14].shape[2:] == ours.feature_info.sizes(48, 34, idx=-1) == (4, 3)
+
+
+def test_nothing_is_interpolated_at_the_models_own_size(monkeypatch):
+    model = ziggurat.create_model("vit_tiny_patch16_224", img_size=48, **SMALL).eval()
+    resized = []
+    monkeypatch.setattr(torch.nn.functional, "interpolate", lambda *args, **kwargs: resized.append(args))
+    monkeypatch.setattr(torch.nn.functional, "pad", lambda *args, **kwargs: resized.append(args))
+    model(images(48, 48))
+    assert not resized
+
+
 def test_set_input_size():
     ours, theirs = pair(img_size=64, **SMALL)
     ours.pos_embed.requires_grad_(False)
