@@ -54,9 +54,9 @@ def create_model(
       once, into the hub client's own cache, or into `cache_dir`.
     - `pretrained_cfg`: another tag, or a configuration of one's own; `pretrained_cfg_overlay` changes fields of it
       (`dict(file="weights.safetensors")`, say).
-    - `checkpoint_path`: load this file instead (.safetensors, .pth, .npz). Classifiers, embedders and pyramids name
-      their tensors alike, so the file of one serves the others; layers behind the last level that it lacks altogether
-      stay as initialised, with a warning that names them.
+    - `checkpoint_path`: load this file instead (.safetensors, .pth, .npz, MindSpore's .ckpt). Classifiers, embedders
+      and pyramids name their tensors alike, so the file of one serves the others; layers behind the last level that it
+      lacks altogether stay as initialised, with a warning that names them.
     - `in_chans_from`: how weights come to other `in_chans`: 'repeat' (the default: the old channels in turn, rescaled),
       'mean' (each the rescaled mean of the old), 'first' (the old in place, further ones from zero), or a list with an
       entry for each new channel: the index of an old one, None for zero, or numbers to weight the old ones with. Mean

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import ZigguratError
-from . import classify, download, embed, features, info, list, search, show
+from . import classify, convert, download, embed, features, info, list, search, show
 
 __all__ = ["app", "main"]
 
@@ -41,7 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (list, search, info, classify, embed, features, show, download):
+for command in (list, search, info, classify, embed, features, show, download, convert):
     app.command(command.__name__.rpartition(".")[2])(command.run)
 
 

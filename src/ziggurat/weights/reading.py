@@ -1,8 +1,8 @@
 """A checkpoint file as a state dict: names to plain tensors, and never code that the file holds.
 
 What a file is, is read from its first bytes, not from its name: safetensors, PyTorch (zip and the older pickle
-stream) or NumPy `.npz`. Safetensors and PyTorch zip files are memory-mapped: a tensor is read from disk when it is
-used. Training checkpoints are unwrapped, the averaged (EMA) weights preferred; the prefixes that
+stream), MindSpore or NumPy `.npz`. All but the pickle stream and NumPy's are memory-mapped: a tensor is read from disk
+when it is used. Training checkpoints are unwrapped, the averaged (EMA) weights preferred; the prefixes that
 `DistributedDataParallel` and `torch.compile` put before names are removed.
 """
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ziggurat.errors import BadArgument, CheckpointMismatch, SourceUnavailable, UnsafeCheckpoint
 from ziggurat.weights.adapting import by_order, mismatch, remapped
+from ziggurat.weights.mindspore import is_mindspore, read_mindspore, state_dicts
 
 __all__ = [
     "clean_state_dict",
@@ -59,15 +60,18 @@ DAMAGE = (
 )
 
 
-def read_state_dict(path: str | os.PathLike[str], use_ema: bool = True) -> dict[str, Tensor]:
+def read_state_dict(
+    path: str | os.PathLike[str], use_ema: bool = True, need_ema: bool = False
+) -> dict[str, Tensor]:
     """The tensors of a checkpoint file (or of a directory's `preferred_file`), on the CPU, named as in the bare model.
 
-    `use_ema` prefers a training checkpoint's averaged weights to its last ones. Raises `SourceUnavailable` for a file
+    `use_ema` prefers a training checkpoint's averaged weights to its last ones; with `need_ema` it must have them.
+    MindSpore's normalisations come under torch's names. Raises `SourceUnavailable` for a file
     that is missing or damaged, `UnsafeCheckpoint` for one that would have to run code, `CheckpointMismatch` for one
     that holds no state dict.
     """
     path = preferred_file(path) if os.path.isdir(path) else Path(path)
-    content = unwrap(read_content(path), use_ema, path)
+    content = unwrap(read_content(path), use_ema or need_ema, path, need_ema)
     tensors = {}
     for name, value in clean_state_dict(content).items():
         if not isinstance(value, Tensor):
@@ -86,15 +90,17 @@ def read_content(path: Path) -> Mapping[str, Any]:
         raise SourceUnavailable(f"there is no file {path}; give the path of a checkpoint.")
     try:
         with path.open("rb") as stream:
-            start = stream.read(9)
+            start = stream.read(32)
     except OSError as error:
         raise SourceUnavailable(f"{path} cannot be opened: {error.strerror}.") from error
     if start.startswith(b"PK\x03\x04"):
         return read_npz(path) if path.suffix.lower() == ".npz" else read_torch(path, mapped=True)
-    if start[8:] == b"{":
+    if start[8:9] == b"{":
         return read_safetensors(path)
     if start.startswith(b"\x80"):
         return read_torch(path, mapped=False)
+    if is_mindspore(start):
+        return read_mindspore(path)
     raise SourceUnavailable(f"{path} is no checkpoint: {appearance(start)}. Fetch the file again.")
 
 
@@ -106,7 +112,7 @@ def appearance(start: bytes) -> str:
         return "it is a Git LFS pointer to the weights, not the weights"
     if start.lstrip().startswith(b"<"):
         return "it is a web page, perhaps an error message saved under the name of the weights"
-    return f"it begins with {start!r}, neither safetensors, PyTorch nor NumPy"
+    return f"it begins with {start[:9]!r}, neither safetensors, PyTorch, MindSpore nor NumPy"
 
 
 def damaged(path: Path, kind: str, error: Exception) -> SourceUnavailable:
@@ -114,15 +120,17 @@ def damaged(path: Path, kind: str, error: Exception) -> SourceUnavailable:
     return SourceUnavailable(f"{path} ({path.stat().st_size} bytes) is a damaged {kind} file: {cause}. Fetch it again.")
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, as views of the mapped file."""
+def read_safetensors(path: Path) -> Mapping[str, Any]:
+    """The tensors of a safetensors file, as views of the mapped file; MindSpore's sorted as those of its `.ckpt`."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            is_of_mindspore = (file.metadata() or {}).get("format") == "ms"
     except (SafetensorError, *DAMAGE) as error:
         raise damaged(path, "safetensors", error) from error
+    return state_dicts(tensors) if is_of_mindspore else tensors
 
 
 def read_torch(path: Path, mapped: bool) -> Mapping[str, Any]:
@@ -181,8 +189,10 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def unwrap(content: Mapping[str, Any], use_ema: bool, path: Path) -> Mapping[str, Any]:
+def unwrap(content: Mapping[str, Any], use_ema: bool, path: Path, need_ema: bool = False) -> Mapping[str, Any]:
     """The state dict inside a training checkpoint, or `content` itself where it is one."""
+    if need_ema and not any(isinstance(content.get(name), Mapping) for name in AVERAGED):
+        raise CheckpointMismatch(f"{path} holds no averaged (EMA) weights; read it without asking for them.")
     for name in (AVERAGED if use_ema else ()) + WRAPPERS:
         inner = content.get(name)
         if isinstance(inner, Mapping):
