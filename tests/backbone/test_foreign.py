@@ -66,14 +66,15 @@ class UNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.down1, self.down2, self.down3 = Block(3, 8), Block(8, 8), Block(8, 8)
+        self.up = nn.Upsample(scale_factor=2.0)
+        self.mix = nn.Conv2d(8, 8, 1)
         self.out = nn.Conv2d(8, 4, 1)
 
     def forward(self, x):
         one = self.down1(x)
         two = self.down2(one)
         three = self.down3(two)
-        up = nn.functional.interpolate
-        return self.out(up(up(three, scale_factor=2.0) + two, scale_factor=2.0) + one)
+        return self.out(self.up(self.mix(self.up(three) + two)) + one)
 
 
 class Tokens(nn.Module):
@@ -302,6 +303,9 @@ def test_a_network_whose_end_reads_several_levels(x):
     assert [f.shape[-1] for f in features] == [32, 16, 8]
     assert torch.equal(model.forward_head(features), scores)
     assert list(model.pyramid(x)) == [2, 4, 8]
+    decoded = ziggurat.as_backbone(net, ["down1", "down2", "down3", "mix"])
+    assert decoded.feature_info.reduction() == [2, 4, 8, 4]
+    assert torch.equal(decoded.pyramid(x)[4], caught(net, ["mix"], x)[0][0])
     with pytest.raises(BadArgument, match="UNet does not end in a linear layer"):
         model.embed(x)
     with pytest.raises(BadArgument, match="no classifier"):
@@ -330,6 +334,36 @@ def test_scores_inside_a_larger_output(x):
     model = ziggurat.as_backbone(net, OWN, input_size=64)
     assert torch.equal(model(x)["logits"], net(x)["logits"])
     assert torch.equal(net.head(model.embed(x)), net(x)["logits"])
+
+
+class Halving(nn.Module):
+    """Strided convolutions, padded or not; of one image size, or any."""
+
+    def __init__(self, padding, size):
+        super().__init__()
+        self.size = size
+        self.stages = nn.ModuleList(nn.Conv2d(inside, 4, 3, 2, padding) for inside in (3, 4, 4, 4))
+
+    def forward(self, x):
+        if self.size is not None:
+            torch._assert(x.shape[2] == self.size, "one size only")
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+
+@pytest.mark.parametrize("side", [75, 96, 224, 299])
+@pytest.mark.parametrize("padding, fixed", [(0, False), (1, False), (1, True)])
+def test_strides_of_convolutions_whose_maps_do_not_divide_the_image(side, padding, fixed):
+    net = Halving(padding, side if fixed else None).to("meta")
+    model = ziggurat.as_backbone(net, [f"stages.{i}" for i in range(4)], input_size=side)
+    assert model.feature_info.reduction() == [2, 4, 8, 16]
+
+
+@pytest.mark.parametrize("patch", [6, 7, 12, 14, 28])
+def test_strides_of_patches(patch):
+    net = nn.Sequential(nn.Conv2d(3, 4, patch, patch), nn.Conv2d(4, 4, 1)).to("meta")
+    assert ziggurat.as_backbone(net, ["0"]).feature_info.reduction() == [patch]
 
 
 # -------------------------------------------------------------------- what happens to the module

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import BadArgument
 from .base import Backbone
 from .observing import Observed, few, meta_copy, observe
-from .plan import take_strides
+from .plan import FeatureInfo, take_strides
 from .tracing import Part, Untraceable, cut
 from .units import named_units
 
@@ -121,7 +121,8 @@ class Foreign(Backbone):
         """Modules and parameters that run as one, and the number of levels complete before they do."""
 
     def _finish(self) -> None:
-        self._hold_stride()
+        self.feature_info = FeatureInfo(self.plan.levels)
+        self._strides, self._boundaries = tuple(form.stride for form in self._forms), ()
         self._depth = len(self.plan.levels)
         self._has_norm = False
 

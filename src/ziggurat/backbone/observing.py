@@ -269,19 +269,32 @@ def _form(path: str, first: _Run, grown: Sequence[_Run], layout: str | None) -> 
 
 def _stride(layout: str, path: str, first: _Run, grown: Sequence[_Run]) -> int:
     """How many pixels of growth make a level one row or column larger; 0 where that is no whole number."""
-    shape = first.outputs[path].shape
     if layout == "NLC":
         return _token_stride(path, first, grown)
-    steps = set()
+    shape = first.outputs[path].shape
+    strides = set()
     for place, axis in enumerate(_AXES[layout]):
         if not grown:
-            steps.add(first.size[place] / shape[axis])
+            strides.add(_whole(first.size[place], shape[axis]))
         for run in grown:
-            pixels, rows = run.size[place] - first.size[place], run.outputs[path].shape[axis] - shape[axis]
+            pixels = run.size[place] - first.size[place]
             if pixels:
-                steps.add(pixels / rows if rows else 0.0)
-    step = steps.pop()
-    return int(step) if not steps and step == int(step) else 0
+                strides.add(_whole(pixels, run.outputs[path].shape[axis] - shape[axis]))
+    stride = strides.pop()
+    return 0 if strides else stride
+
+
+def _whole(pixels: int, rows: int) -> int:
+    """The stride by which `pixels` give `rows`, one more or less where rounding came in; 0 where none stands out.
+
+    A power of two where one fits (224 pixels at stride 64 give 3 or 4 rows, not 3.5), the exact one, or the only one.
+    """
+    if rows < 1 or pixels < rows:
+        return 0
+    exact = pixels // rows if pixels % rows == 0 else 0
+    fits = [s for s in range(pixels // (rows + 1) + 1, pixels + 1) if s * (rows - 1) < pixels]
+    powers = sorted((s for s in fits if s & (s - 1) == 0), key=lambda s: abs(s * rows - pixels))
+    return powers[0] if powers else exact or (fits[0] if len(fits) == 1 else 0)
 
 
 def _token_stride(path: str, first: _Run, grown: Sequence[_Run]) -> int:
