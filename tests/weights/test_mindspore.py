@@ -309,6 +309,13 @@ def test_what_the_format_does_not_have_is_named(cause, write):
         read_tensors(write(DAMAGED[cause]))
 
 
+def test_a_file_of_nothing_but_values_is_given_up_soon(write, monkeypatch):
+    monkeypatch.setattr("ziggurat.weights.mindspore.MAX_VALUES", 5)
+    assert len(read_tensors(write(SMALL))) == 5
+    with pytest.raises(SourceUnavailable, match="it has more than 5 values"):
+        read_tensors(write(SMALL * 2))
+
+
 def test_hash_tables_are_refused(write):
     with pytest.raises(CheckpointMismatch, match=r"holds a hash table \('table', a MapTensor\)"):
         read_state_dict(write(SMALL + field(1, field(1, "table") + field(3, field(1, TENSOR)))))

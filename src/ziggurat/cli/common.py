@@ -23,7 +23,7 @@ Model = Annotated[str, typer.Option(
 Sources = Annotated[list[str], typer.Argument(
     metavar="SOURCES", help="Images, folders (searched with all below them) and quoted glob patterns ('shots/**/*.png').")]
 Checkpoint = Annotated[Path | None, typer.Option(
-    metavar="FILE", help="Weights of your own instead: .safetensors, .pth or .npz, plain tensors only.")]
+    metavar="FILE", help="Weights of your own instead: .safetensors, .pth, .npz or MindSpore's .ckpt, plain tensors only.")]
 Random = Annotated[bool, typer.Option("--random", help="Take random weights: for trying things out, features mean nothing.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")]
 Batch = Annotated[int, typer.Option(min=1, metavar="N", help="Images computed at once.")]

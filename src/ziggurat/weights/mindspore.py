@@ -50,6 +50,8 @@ DTYPES = {
 }
 NO_TENSORS = ("str", "random_op")  # text that the training added, the state of a random generator
 
+# What no network comes near: more is taken for damage, so that reading ends soon whatever the file.
+MAX_VALUES = 2**17
 MAX_NAME = 4096  # bytes
 MAX_DIMS = 32
 MAX_ELEMENTS = 2**48
@@ -204,7 +206,9 @@ def checked_size(data: Buffer) -> int:
 
 def pieces_of(data: Buffer, size: int) -> Iterator[Piece]:
     """The values of a file, in its order."""
-    for _, value in fields(data, range(size), {1: BYTES}):
+    for count, (_, value) in enumerate(fields(data, range(size), {1: BYTES})):
+        if count == MAX_VALUES:
+            raise Malformed(f"it has more than {MAX_VALUES} values")
         entry = message(data, value, {1: BYTES, 2: BYTES, 3: BYTES})
         name = text(data, only(entry, 1, "a value's name"))
         if 3 in entry:
