@@ -281,7 +281,8 @@ def _stride(layout: str, path: str, first: _Run, grown: Sequence[_Run]) -> int:
             if pixels:
                 strides.add(_whole(pixels, run.outputs[path].shape[axis] - shape[axis]))
     stride = strides.pop()
-    return 0 if strides else stride
+    sides = {shape[axis] for axis in _AXES[layout]}
+    return 0 if strides or (first.size[0] == first.size[1] and len(sides) > 1) else stride
 
 
 def _whole(pixels: int, rows: int) -> int:
