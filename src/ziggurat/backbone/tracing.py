@@ -60,6 +60,7 @@ class _Name(str):
 
 
 def _function(graph: fx.Graph) -> Callable[..., Any]:
+    # what fx.GraphModule does, without its references to modules: they would be stale once one is exchanged
     code = graph.python_code("self")
     names = dict(code.globals)
     exec(compile(code.src, "<a part traced by ziggurat>", "exec"), names)
