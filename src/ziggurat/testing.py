@@ -39,10 +39,11 @@ def check_backbone(create: Create, size: int = 64, skip: Collection[str] = ()) -
                 raise AssertionError(f"{name}: {error}") from error
 
 
-def images(model: Backbone, size: int, count: int = 2) -> Tensor:
-    """A batch of random images that `model` takes."""
+def images(model: Backbone, size: int | tuple[int, int], count: int = 2) -> Tensor:
+    """A batch of random images that `model` takes, square or of a (height, width)."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(count, model.in_chans, size, size, generator=generator)
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.randn(count, model.in_chans, height, width, generator=generator)
 
 
 def settled(create: Create, **kwargs: Any) -> Backbone:
@@ -178,6 +179,21 @@ def check_inputs(create: Create, size: int) -> None:
 
 
 @torch.no_grad()
+def check_sizes(create: Create, size: int) -> None:
+    """Images of other sizes, odd and not square, give finite levels of the sizes declared, and change nothing after."""
+    model = settled(create)
+    x = images(model, size, count=1)
+    wanted = model(x)
+    for other in ((model.min_size + 1, model.min_size + 15), (size + 26, max(size - 17, model.min_size))):
+        last, levels = model.forward_intermediates(images(model, other, count=1))
+        for level, chs, side in zip(levels, model.feature_info.channels(), model.feature_info.sizes(*other)):
+            assert tuple(level.shape) == (1, chs, *side), f"{tuple(level.shape)} for {(1, chs, *side)} at {other}"
+            assert torch.isfinite(level).all(), f"a level at {other} is not finite"
+        assert torch.isfinite(model.forward_head(last)).all(), f"scores at {other} are not finite"
+    assert_same(model(x), wanted, "the scores after other sizes", 0)
+
+
+@torch.no_grad()
 def check_output_stride(create: Create, size: int) -> None:
     """Stitched output strides: at the native grid's positions the dense maps are the native maps."""
     model = settled(create)
@@ -293,28 +309,50 @@ def check_formats(create: Create, size: int) -> None:
 
 @torch.no_grad()
 def check_compile(create: Create, size: int) -> None:
-    """`torch.compile(fullgraph=True)` captures the classifier and the pyramid without a break."""
+    """`torch.compile(fullgraph=True)` captures scores and pyramid for any size, and a features-only model."""
     model = settled(create)
+    views = ScoresAndPyramid(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(views, fullgraph=True, dynamic=True, backend="eager")
+    for x in (images(model, (size + 9, size + 26)), images(model, size)):
+        wanted = views(x)
+        for name, got in compiled(x).items():
+            assert_same(got, wanted[name], f"the compiled {name} at {tuple(x.shape)}")
+    model.keep_levels([0])
+    torch._dynamo.reset()
     x = images(model, size)
-    part = copy.deepcopy(model)
-    part.keep_levels(sorted({0, len(model.feature_info) - 1}))
-    torch._dynamo.reset()
-    assert_same(torch.compile(model, fullgraph=True, backend="eager")(x), model(x), "the compiled classifier")
-    torch._dynamo.reset()
-    for got, wanted in zip(torch.compile(part, fullgraph=True, backend="eager")(x), part(x)):
-        assert_same(got, wanted, "the compiled pyramid")
+    for got, level in zip(torch.compile(model, fullgraph=True, backend="eager")(x), model(x)):
+        assert_same(got, level, "the compiled features-only model")
     torch._dynamo.reset()
 
 
 @torch.no_grad()
 def check_export(create: Create, size: int) -> None:
-    """`torch.export` takes the classifier with any batch size."""
+    """`torch.export` takes scores and pyramid with any number, height and width of images larger than `size`.
+
+    Smaller ones may have maps, or blocks of a map, that are one cell wide, for which PyTorch makes programs of their own.
+    """
     model = settled(create)
-    x = images(model, size)
+    views = ScoresAndPyramid(model)
+    sides = {2: torch.export.Dim("height", min=size + 1, max=8 * size), 3: torch.export.Dim("width", min=size + 1, max=8 * size)}
     batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
-    more = images(model, size, count=3)
-    assert_same(program.module()(more), model(more), "the exported classifier", 1e-4)
+    program = torch.export.export(views, (images(model, (size + 40, size + 24)),), dynamic_shapes=({0: batch, **sides},))
+    for x in (images(model, (size + 1, size + 63), count=3), images(model, 2 * size, count=1)):
+        wanted = views(x)
+        for name, got in program.module()(x).items():
+            assert_same(got, wanted[name], f"the exported {name} at {tuple(x.shape)}", 1e-4)
+
+
+class ScoresAndPyramid(nn.Module):
+    """What a backbone gives, by name: 'scores', and a map for each stride."""
+
+    def __init__(self, model: Backbone) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found = self.model.extract(x, ("scores", "pyramid"))
+        return {"scores": found["scores"]} | {f"stride {s}": level for s, level in found["pyramid"].items()}
 
 
 @torch.no_grad()
@@ -359,6 +397,7 @@ CHECKS: dict[str, Callable[[Create, int], None]] = {
     "norm": check_norm,
     "classifier": check_classifier,
     "inputs": check_inputs,
+    "sizes": check_sizes,
     "output_stride": check_output_stride,
     "gradients": check_gradients,
     "freezing": check_freezing,
