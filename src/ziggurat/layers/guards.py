@@ -16,6 +16,9 @@ from .trace_utils import register_notrace_function
 
 __all__ = ["blocks", "require", "surely", "surely_equal", "traced_whole"]
 
+PROVES = torch.__version__ >= (2, 8)  # type: ignore[operator]
+"""Whether torch.compile can be asked what holds for all sizes; without it, nothing does but what is no size at all."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -60,7 +63,7 @@ def surely(condition: Any) -> bool:
     In a graph that is recorded for more than one size it holds only if it does for all of them, and asking ties the
     graph to none: `if height == 14` would.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and PROVES:
         from torch.fx.experimental.symbolic_shapes import statically_known_true  # brings sympy along
 
         return statically_known_true(condition)

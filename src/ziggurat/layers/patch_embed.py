@@ -194,6 +194,8 @@ class PatchEmbed(nn.Module):
         x = self.proj(x)
         if self.flatten:
             x = x.flatten(2).transpose(1, 2)
+        elif self.output_fmt == Format.NHWC:
+            x = x.permute(0, 2, 3, 1)  # at once: torch.compile of torch 2.6 cannot look into `nchw_to`
         elif self.output_fmt != Format.NCHW:
             x = nchw_to(x, self.output_fmt)
         return self.norm(x)
