@@ -9,7 +9,8 @@ import torch
 import ziggurat
 from parity.oracle import TOLERANCE, difference, redraw
 from ziggurat.errors import BadArgument
-from ziggurat.models.byoanet import family
+from ziggurat.models.byoanet import attended, family
+from ziggurat.testing import check_compile, check_export
 
 
 @pytest.mark.parametrize("name, kwargs", [
@@ -76,3 +77,14 @@ def test_position_tables_are_resampled_to_another_image_size(name, tmp_path):
         assert before.min() - 0.1 <= after.min() and after.max() <= before.max() + 0.1
     with torch.no_grad():
         assert torch.isfinite(large(torch.randn(1, 3, 192, 192))).all()
+
+
+def test_halo_attention_in_a_compiled_and_an_exported_network():
+    """The contract's checks, on two blocks of attention; at stride 8 a block of them is 64 pixels wide."""
+    blocks = (attended(1, 32, 1.0, stride=1), attended(1, 32, 1.0))
+
+    def create(**kwargs):
+        return ziggurat.create_model("halonet_h1", blocks=blocks, stem_chs=16, num_classes=10, **kwargs)
+
+    check_compile(create, 64)
+    check_export(create, 64)
