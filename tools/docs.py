@@ -18,6 +18,7 @@ from ziggurat import data, errors, extract, registry, testing
 from ziggurat.backbone import Backbone, Family, FeatureInfo, Plan
 from ziggurat.facts import Fact
 from ziggurat.registry import catalog
+from ziggurat.weights.converting import convert_checkpoint
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -26,6 +27,8 @@ SECTIONS: list[tuple[str, list[Any]]] = [
     ("Listing", [getattr(registry, name) for name in registry.__all__]),
     ("Choosing", [ziggurat.search, ziggurat.ModelInfo, ziggurat.WeightsInfo]),
     ("A backbone", [Backbone, FeatureInfo]),
+    ("Keeping", [ziggurat.save, ziggurat.load, convert_checkpoint]),
+    ("Modules that are no family", [ziggurat.as_backbone]),
     ("Writing a family", [Plan, Family, testing.check_backbone]),
     ("An image to an input", [data.resolve_model_data_config, data.create_transform, data.open_image, data.find_images]),
     ("Many images", [getattr(extract, name) for name in extract.__all__]),
@@ -50,7 +53,8 @@ def entry(thing: Any, name: str, depth: int) -> list[str]:
         lines += ["```python", f"{name.rpartition('.')[2]}{signature(thing)}", "```", ""]
     lines += [inspect.getdoc(thing) or "", ""]
     if inspect.isclass(thing) and not is_error:
-        for member, value in vars(thing).items():
+        own = [c for c in thing.__mro__ if c.__module__.startswith("ziggurat.")]
+        for member, value in {name: value for c in reversed(own) for name, value in vars(c).items()}.items():
             if isinstance(value, Fact):
                 lines.append(f"- `{member}`: {value.__doc__}")
             target = value.fget if isinstance(value, property) else value

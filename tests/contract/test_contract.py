@@ -1,5 +1,7 @@
 """The checks that every family gets for nothing, on the smallest architecture of each class of each module."""
 
+import itertools
+
 import pytest
 
 import ziggurat
@@ -16,22 +18,19 @@ def representatives() -> list[str]:
     return sorted(smallest.values())
 
 
-def image_side(name: str) -> int:
-    """A small side that the architecture takes: its own where that is fixed."""
-    cfg = ziggurat.get_pretrained_cfg(name)
-    if cfg is None:
-        return 64
-    if cfg.fixed_input_size:
-        return cfg.input_size[-1]
-    return cfg.min_input_size[-1] if cfg.min_input_size else 64
-
+SIDE = 64  # pixels, whatever the architecture's own size
 
 # what a check cannot hold for an architecture, and why; strict: one that has healed fails
 GAPS: dict[tuple[str, str], str] = {}
 
 
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", representatives())
+# checked on a smaller network: exporting nineteen blocks of halo attention takes a minute
+ELSEWHERE = {("halonet_h1", "export"): "tests/models/test_byoanet.py"}
+
+
+@pytest.mark.parametrize(
+    "name, check", [case for case in itertools.product(representatives(), CHECKS) if case not in ELSEWHERE]
+)
 def test_contract(name, check, request):
     reason = GAPS.get((name, check))
     if reason:
@@ -40,4 +39,4 @@ def test_contract(name, check, request):
     def create(**kwargs):
         return ziggurat.create_model(name, **kwargs)
 
-    CHECKS[check](create, image_side(name))
+    CHECKS[check](create, SIDE)
