@@ -36,10 +36,11 @@ class MaxPool2dCeil(nn.MaxPool2d):
 
     def __init__(self, kernel_size: int = 3) -> None:
         super().__init__(kernel_size, 2, ceil_mode=True)
+        self.beyond = kernel_size - 1  # how far the last window may reach
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         if surely_equal((height % 2, width % 2), (0, 0)):
             return super().forward(x)
-        beyond = self.kernel_size - 1
-        return F.max_pool2d(F.pad(x, (0, beyond, 0, beyond), value=-float("inf")), self.kernel_size, 2)
+        x = F.pad(x, (0, self.beyond, 0, self.beyond), value=-float("inf"))
+        return F.max_pool2d(x, self.kernel_size, 2)

@@ -1,12 +1,12 @@
 """Bring your own attention: networks of `ByobNet`'s blocks with self-attention in place of spatial convolutions.
 
-- BoTNet: global self-attention with learned relative positions (Srinivas et al. 2021, arXiv 2101.11605); it has one
-  image size.
+- BoTNet: global self-attention with learned relative positions (Srinivas et al. 2021, arXiv 2101.11605).
 - HaloNet: self-attention within blocks that see a halo around them (Vaswani et al. 2021, 2103.12731).
-- LambdaResNet: lambda layers (Bello 2021, 2102.08602), over a neighbourhood, or over a map of one size ("rpt").
+- LambdaResNet: lambda layers (Bello 2021, 2102.08602), over a neighbourhood, or over the whole map ("rpt").
 
-Self-attention blocks stand at the end of stages, or between bottlenecks. Halo attention takes maps that its block size
-divides.
+Self-attention blocks stand at the end of stages, or between bottlenecks. Images may be of any size: relative positions
+are interpolated linearly, as they are when weights of one image size are loaded at another; maps that halo attention's
+blocks do not divide are filled up, and what lies beyond the halo of the map is masked.
 """
 
 from __future__ import annotations

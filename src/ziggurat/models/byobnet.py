@@ -485,7 +485,8 @@ class ByobNet(Backbone):
     - `num_features`: width of a last 1x1 convolution, 0 for none.
     - `attn_layer`: the gate of every block, `self_attn_layer`: of self-attention blocks; with their arguments.
       `block_kwargs`: more arguments for all blocks. `aa_layer`: anti-aliasing in place of strides in the stages.
-    - `img_size`: of self-attention and attention pooling that learn positions, where `fixed_input_size` needs it.
+    - `img_size`: that self-attention and attention pooling learn positions for, where `fixed_input_size` needs it; for
+      other images they are interpolated (attention linearly, pooling bicubic and antialiased).
     - `head_type`: 'classifier'; 'mlp', a norm and a hidden layer of `head_hidden_size`; 'attn_abs' or 'attn_rot',
       attention pooling with absolute or rotary positions, where `global_pool` is 'token' or ''.
     - `drop_block_rate`, `drop_block_size`: DropBlock in the last two stages (Ghiasi et al. 2018, arXiv 1810.12890).

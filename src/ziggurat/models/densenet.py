@@ -69,7 +69,7 @@ class DenseBlock(nn.ModuleDict):
 
 
 class DenseTransition(nn.Sequential):
-    """Norm, activation and a 1x1 convolution to fewer channels, then a pool that halves the size."""
+    """Norm, activation and a 1x1 convolution to fewer channels, then a pool that halves the size, rounded up."""
 
     def __init__(
         self, num_input_features: int, num_output_features: int, norm_layer: NormAct, aa_layer: LayerType | None = None

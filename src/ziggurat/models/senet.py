@@ -1,7 +1,8 @@
 """SENet as its authors first released it (Hu et al. 2017, arXiv 1709.01507), ported from their Caffe models.
 
 Kept for its published weights; the same architectures on the ResNet trunk are `seresnet*` and `senet154` there. Caffe's
-habits remain: SE-ResNet strides on the 1x1 convolution, and the stem's pool rounds up.
+habits remain: SE-ResNet strides on the 1x1 convolution, and the stem's pool begins at the first row and may hang over
+the far edge. It makes ceil(n / 2) of a side n, for odd ones as well, whose last row the ported code leaves out.
 """
 
 from __future__ import annotations

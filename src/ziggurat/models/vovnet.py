@@ -5,7 +5,8 @@ excitation (`ese_*`); `eca_*` gates with ECA (1910.03151) instead, `*_dw` has de
 EvoNorm-S0 (2004.02967) for batch normalisation.
 
 Only the last block of a stage is gated and the first one has no shortcut, as the published weights have it. The stride
-of a stage is a 3x3 max pool without padding whose window may hang over the far edge: a side of n becomes floor(n / 2).
+of a stage is a 3x3 max pool whose window may hang over the far edge: a side of n becomes ceil(n / 2), where the authors'
+code leaves out the last row of an odd one.
 """
 
 from __future__ import annotations
