@@ -1,7 +1,10 @@
 """The pages under docs/ say what is true."""
 
 import importlib.util
+import re
 from pathlib import Path
+
+import ziggurat
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("docs_tool", ROOT / "tools" / "docs.py")
@@ -20,3 +23,16 @@ def test_every_public_thing_is_on_the_page():
             assert f"### `{thing.__name__}`" in page
             assert thing.__doc__
             assert thing.__doc__.splitlines()[0] in page, f"{thing.__name__} has another docstring: run make docs"
+
+
+def test_the_table_of_output_strides_is_the_catalogs():
+    page = (ROOT / "docs" / "pyramid.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+), (\d+) px \| ([\d.]+) \| (.*) \|$", page, re.M)
+    assert len(rows) == 6
+    for name, side, native, cells in rows:
+        info = ziggurat.model_info(name)
+        assert (int(side), native) == (info.input_size[-1], f"{info.macs / 1e9:.1f}")
+        for stride, cell in zip((16, 8, 4), cells.split(" | ")):
+            way = info.output_strides[stride]
+            assert cell.startswith(f"{way['macs'] / 1e9:.1f} {way['how']}")
+            assert ("stride" not in cell) == (way["stride"] == stride)
