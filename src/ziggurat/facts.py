@@ -144,10 +144,10 @@ def measured(facts: Mapping[str, Any]) -> dict[str, Any]:
         **facts,
         "input_size": tuple(facts["input_size"]),
         "levels": levels,
-        "size_rule": size_rule(facts) if "min_size" in facts else None,
+        "size_rule": size_rule(facts),
         "channels": tuple(level["channels"] for level in levels),
         "strides": tuple(level["reduction"] for level in levels),
-        "output_strides": {int(stride): dict(way) for stride, way in facts.get("output_strides", {}).items()},
+        "output_strides": {int(stride): dict(way) for stride, way in facts["output_strides"].items()},
     }
 
 

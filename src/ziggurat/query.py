@@ -162,8 +162,8 @@ def _strides() -> list[int]:
 
 
 def _output_strides() -> list[int]:
-    return sorted({int(stride) for facts in catalog().values() for stride in facts.get("output_strides", ())})
+    return sorted({int(stride) for facts in catalog().values() for stride in facts["output_strides"]})
 
 
 def _ways() -> list[str]:
-    return sorted({way["how"] for facts in catalog().values() for way in facts.get("output_strides", {}).values()})
+    return sorted({way["how"] for facts in catalog().values() for way in facts["output_strides"].values()})
