@@ -68,7 +68,7 @@ def test_a_stage_that_does_not_stride_has_no_strided_convolution():
 
 
 def test_a_dilated_stage_keeps_its_convolution_and_its_keys():
-    plain, dilated = CspNet(**TINY, stage="cs3"), CspNet(**TINY, stage="cs3", output_stride=4)
+    plain, dilated = CspNet(**TINY, stage="cs3"), CspNet(**TINY, stage="cs3", output_stride=4, output_stride_mode="dilated")
     assert list(plain.state_dict()) == list(dilated.state_dict())
     assert dilated.stages[1].conv_down.conv.stride == (1, 1)
     assert dilated.stages[1].blocks[0].conv2.conv.dilation == (2, 2)
