@@ -210,7 +210,7 @@ class Backbone(Levels, metaclass=_Finished):
         A model in `distilled_training` gives the scores of its classifiers as a tuple while it trains.
         """
         each = vectors if len(vectors) > 1 else vectors * len(self.classifiers)
-        scores = tuple(self.get_submodule(path)(v) for path, v in zip(self.classifiers, each))
+        scores = tuple(self._part(path)(v) for path, v in zip(self.classifiers, each))
         return scores if self.distilled_training and self.training and len(scores) > 1 else _mean(scores)
 
     def forward_intermediates(

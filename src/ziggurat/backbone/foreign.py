@@ -241,6 +241,9 @@ class Foreign(Backbone):
         """The module at the path `target`. (A module of one's own may have a child called `pool` or `trunk`.)"""
         return self.wrapped.get_submodule(target) if target else self
 
+    def _part(self, path: str) -> Any:
+        return self.get_submodule(path)
+
     def train(self, mode: bool = True) -> Foreign:
         """Sets training or evaluation mode; what `freeze` has frozen stays in evaluation."""
         super().train(mode)

@@ -133,6 +133,13 @@ class Levels(nn.Module):
             return level
         return resized(level, (blocks(x.shape[-2], self._strides[index]), blocks(x.shape[-1], self._strides[index])))
 
+    def _part(self, path: str) -> Any:
+        """The submodule at `path`, looked up in a way that every supported torch.compile follows."""
+        part: Any = self
+        for name in path.split("."):
+            part = getattr(part, name)
+        return part
+
     def _fits_norm(self, index: int) -> bool:
         """Whether the norm that closes the trunk, where one does, fits level `index`."""
         return self._has_norm and (self.isotropic or index == len(self.plan.levels) - 1)
@@ -144,7 +151,7 @@ class Levels(nn.Module):
             raise BadArgument("norm=True: this model was pruned without its final norm; create it with "
                               "features_only=True, norm=True, or prune it with prune_norm=False")
         assert self.final_norm is not None
-        return self.get_submodule(self.final_norm)(level)
+        return self._part(self.final_norm)(level)
 
     def _maps(self, levels: Mapping[int, Tensor], x: Tensor, take: Sequence[int], norm: bool | None = None) -> list[Tensor]:
         """Levels `take` as NCHW maps, behind the final norm where `norm` asks for it and it fits."""

@@ -89,7 +89,7 @@ class SimplePyramid(PyramidNeck):
         x = resample_map(x, self.reduction, self.start, size)
         levels = []
         for stride in strides:
-            level = self.get_submodule(f"stride{stride}")(x)
+            level = getattr(self, f"stride{stride}")(x)
             levels.append(_cut(level, stride, size) if stride < self.start else level)
         return levels
 

@@ -55,7 +55,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         for i in range(1, self.depth + 1):
-            x = self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(x))
+            x = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x))
             if i < self.depth or self.gate_reads_activated:
                 x = self.relu(x)
         return self.relu(self.se_module(x) + shortcut)
