@@ -66,7 +66,7 @@ def shifted(x: Tensor, phases: int, step: int, channels_last: bool = False) -> T
 def interleaved(x: Tensor, phases: Sequence[int], size: tuple[int, int]) -> Tensor:
     """Maps (B' C H W) of phases, innermost boundary last, as the dense maps (B C *size) that they are parts of."""
     for k in reversed(phases):
-        x = x.unflatten(0, (-1, k, k)).permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
+        x = F.pixel_shuffle(x.unflatten(0, (-1, k * k)).transpose(1, 2).flatten(1, 2), k)
     if torch.compiler.is_compiling():  # a slice would tie an exported program to sizes that need no crop
         rows, columns = (torch.arange(side, device=x.device) for side in size)
         return x.index_select(2, rows).index_select(3, columns)
