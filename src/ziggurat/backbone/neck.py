@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadArgument
-from ..layers.guards import blocks, surely, traced_whole
+from ..layers.guards import blocks, traced_whole
 from ..layers.norm import LayerNorm2d
+from ..layers.padding import crop
 
 __all__ = ["PYRAMIDS", "InterpolatedPyramid", "PyramidNeck", "SimplePyramid", "resample_map"]
 
@@ -90,21 +91,13 @@ class SimplePyramid(PyramidNeck):
         levels = []
         for stride in strides:
             level = getattr(self, f"stride{stride}")(x)
-            levels.append(_cut(level, stride, size) if stride < self.start else level)
+            if stride < self.start:  # doubling makes more than the image has
+                level = crop(level, blocks(size[0], stride), blocks(size[1], stride))
+            levels.append(level)
         return levels
 
 
 PYRAMIDS: dict[str, Callable[..., PyramidNeck]] = {"interpolate": InterpolatedPyramid, "simple": SimplePyramid}
-
-
-@traced_whole
-def _cut(level: Tensor, stride: int, size: Sequence[int]) -> Tensor:
-    """A level without what doubling made beyond the edge of images of `size`."""
-    for dim, side in zip((2, 3), size):
-        wanted = blocks(side, stride)
-        if not surely(level.shape[dim] == wanted):  # a slice ties an exported graph to sizes
-            level = level.index_select(dim, torch.arange(wanted, device=level.device))
-    return level
 
 
 @traced_whole

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers.padding import crop
+
 __all__ = ["Boundary", "boundaries", "interleaved", "shifted"]
 
 
@@ -67,10 +69,7 @@ def interleaved(x: Tensor, phases: Sequence[int], size: tuple[int, int]) -> Tens
     """Maps (B' C H W) of phases, innermost boundary last, as the dense maps (B C *size) that they are parts of."""
     for k in reversed(phases):
         x = F.pixel_shuffle(x.unflatten(0, (-1, k * k)).transpose(1, 2).flatten(1, 2), k)
-    if torch.compiler.is_compiling():  # a slice would tie an exported program to sizes that need no crop
-        rows, columns = (torch.arange(side, device=x.device) for side in size)
-        return x.index_select(2, rows).index_select(3, columns)
-    return x[..., : size[0], : size[1]]
+    return crop(x, size[0], size[1])
 
 
 class ShiftsInput:

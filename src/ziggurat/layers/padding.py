@@ -92,7 +92,7 @@ def pad_to_multiple(x: Tensor, side: Size, mode: str = "constant", value: float 
 
 
 def crop(x: Tensor, height: Any, width: Any) -> Tensor:
-    """The first `height` rows and `width` columns of a map (N, C, H, W): what `pad_to_multiple` added, taken off."""
+    """The first `height` rows and `width` columns of a map (N, C, H, W), which has at least these."""
     if surely_equal(x.shape[-2:], (height, width)):
         return x
     if is_exporting():  # a slice would ask how the sizes compare, and tie the program to the answer
