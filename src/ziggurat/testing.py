@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import Backbone, group_parameters
-from .backbone.measure import measured_levels
+from .backbone.measure import OUTPUT_STRIDES, run_held
 from .backbone.units import named_units
 from .layers.drop import DropPath
 
@@ -74,12 +74,8 @@ def check_levels(create: Create, size: int) -> None:
     with torch.device("meta"):
         model = create().eval()
         x = torch.zeros(1, model.in_chans, size, size)
-    observed = measured_levels(model, x)
-    assert len(observed) == len(model.feature_info), f"{len(observed)} levels, {len(model.feature_info)} declared"
-    for (channels, height, _), level in zip(observed, model.feature_info):
-        assert channels == level["num_chs"], f"{level} has {channels} channels"
-        rounded = {size // level["reduction"], -(-size // level["reduction"])}
-        assert height in rounded, f"{level} is {height} high of {size}"
+    run_held(model, x)
+    for level in model.feature_info:
         model.get_submodule(level["module"])
 
 
@@ -201,7 +197,7 @@ def check_output_stride(create: Create, size: int) -> None:
     x = images(model, size)
     levels = model.forward_intermediates(x, intermediates_only=True)
     finest = min(model.feature_info.reduction())
-    for output_stride in (4, 8, 16):
+    for output_stride in OUTPUT_STRIDES:
         if not model.isotropic and output_stride < finest:
             continue
         dense = create(output_stride=output_stride, output_stride_mode="stitched").eval()

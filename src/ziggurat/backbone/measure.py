@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .base import Backbone
 
-__all__ = ["OUTPUT_STRIDES", "check_sizes", "key_digest", "measure", "measured_levels"]
+__all__ = ["OUTPUT_STRIDES", "key_digest", "measure", "run_held"]
 
 OUTPUT_STRIDES = (4, 8, 16)
 
@@ -24,13 +24,6 @@ def key_digest(model: nn.Module) -> str:
     """A short digest of the state dict's keys and shapes, in order: what must never change."""
     rows = (f"{key}:{tuple(value.shape)}" for key, value in model.state_dict().items())
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
-
-
-def measured_levels(model: Backbone, x: Tensor) -> list[tuple[int, int, int]]:
-    """Channels, height and width of every level for input `x`, as observed."""
-    with torch.no_grad():
-        levels = model.forward_intermediates(x, intermediates_only=True)
-    return [tuple(level.shape[1:]) for level in levels]
 
 
 @contextmanager
@@ -49,28 +42,23 @@ def _activations(model: nn.Module) -> Iterator[list[int]]:
             hook.remove()
 
 
-def _multiply_adds(model: Backbone, x: Tensor) -> tuple[int, Tensor]:
-    """Multiply-adds of scores and levels for the images `x`, and the trunk's last output; levels are held to the plan."""
-    with torch.no_grad(), FlopCounterMode(display=False) as flops:
-        features, levels = model.forward_intermediates(x)
-        model.forward_head(features)
-    _hold_to_plan(model, levels, x)
-    return flops.get_total_flops() // 2, features
-
-
-def _hold_to_plan(model: Backbone, levels: list[Tensor], x: Tensor) -> None:
+@torch.no_grad()
+def run_held(model: Backbone, x: Tensor) -> Tensor:
+    """The trunk's last output for images `x`; AssertionError unless it gives scores and all levels are as declared."""
+    features, levels = model.forward_intermediates(x)
+    model.forward_head(features)
+    assert len(levels) == len(model.feature_info), f"{len(levels)} levels, {len(model.feature_info)} declared"
     for level, said, size in zip(levels, model.feature_info, model.feature_info.sizes(x.shape[2], x.shape[3])):
         wanted = (said["num_chs"], *size)
         assert tuple(level.shape[1:]) == wanted, f"{said} is {tuple(level.shape[1:])}, not {wanted}, at {tuple(x.shape)}"
+    return features
 
 
-def check_sizes(model: Backbone, height: int, width: int) -> None:
-    """Raises AssertionError unless images of that size run through and make levels of the sizes declared."""
-    x = torch.zeros(1, model.in_chans, height, width, device="meta")
-    with torch.no_grad():
-        features, levels = model.eval().forward_intermediates(x)
-        model.forward_head(features)
-    _hold_to_plan(model, levels, x)
+def _multiply_adds(model: Backbone, x: Tensor) -> tuple[int, Tensor]:
+    """Multiply-adds of scores and levels for the images `x`, and the trunk's last output."""
+    with FlopCounterMode(display=False) as flops:
+        features = run_held(model, x)
+    return flops.get_total_flops() // 2, features
 
 
 def measure(
@@ -89,7 +77,7 @@ def measure(
     with _activations(model) as sizes:
         macs, features = _multiply_adds(model, x)
     native = max(model.feature_info.reduction())
-    check_sizes(model, input_size[1] + 26, max(input_size[2] - 34, model.min_size))
+    run_held(model, x.new_zeros(1, input_size[0], input_size[1] + 26, max(input_size[2] - 34, model.min_size)))
     held_to = {}
     for asked in output_strides:
         if native <= asked:
