@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from . import registry
 from .backbone import Backbone, take_strides
 from .backbone.base import draws_weights
+from .backbone.plan import check_choice
 from .backbone.pruned import fit_channels
 from .errors import BadArgument, SourceUnavailable, UnknownArgument, nearest
 from .weights.pretrained import PretrainedCfg
@@ -160,16 +161,13 @@ def build_model_with_cfg(
     if pyramid is not None and not (features_only and out_strides is not None):
         raise BadArgument(f"pyramid={pyramid!r} makes levels: give it with features_only=True and "
                           "out_strides=(4, 8, 16, 32), say")
-    if not features_only and (out_indices is not None or out_strides is not None):
-        raise BadArgument("out_indices and out_strides choose the levels of features_only=True; "
-                          "without it, call model.pyramid(x, strides=...) or model.forward_intermediates(x, indices=...)")
+    # of a pyramid, out_indices names the level that it is made from
+    check_choice(features_only, out_indices if pyramid is None else None, out_strides)
     if not features_only and norm:
         raise BadArgument("norm=True is about the levels of features_only=True; without it, pass norm=True to "
                           "model.pyramid, model.extract or model.forward_intermediates")
     if pyramid is None and pyramid_channels is not None:
         raise BadArgument(f"pyramid_channels={pyramid_channels} is the width of pyramid='simple': give both")
-    if pyramid is None and out_indices is not None and out_strides is not None:
-        raise BadArgument("give out_indices or out_strides, not both")
 
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
     if pretrained and not cfg.has_weights and cfg.state_dict is None:

@@ -227,8 +227,9 @@ class Backbone(Levels, metaclass=_Finished):
         """The trunk's last output and the levels chosen, from one pass: `(last, [levels])`.
 
         `indices` chooses levels (None: all; n: the last n; a sequence: these, in its order). Levels come as NCHW maps,
-        or as N L C token sequences with `output_fmt='NLC'`. `norm` is that of `pyramid`. With `return_prefix_tokens` a level of a token network is a pair of map and
-        prefix tokens. `stop_early` runs nothing past the last level chosen. `intermediates_only` gives the list alone.
+        or as N L C token sequences with `output_fmt='NLC'`. `norm` is that of `pyramid`. With `return_prefix_tokens` a
+        level of a token network is a pair of map and prefix tokens. `stop_early` runs nothing past the last level
+        chosen. `intermediates_only` gives the list alone.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise BadArgument(f"output_fmt={output_fmt!r}: give 'NCHW' or 'NLC'")
@@ -290,12 +291,7 @@ class Backbone(Levels, metaclass=_Finished):
         'features' is the trunk's last output, unpooled; the others are as the methods `forward`, `embed`, `tokens`
         and `pyramid` give them. `strides` and `norm` are the pyramid's.
         """
-        known = ("scores", "embedding", "tokens", "features", "pyramid")
-        wrong = [name for name in outputs if name not in known]
-        if wrong:
-            raise BadArgument(f"outputs={list(outputs)}: there is no view {wrong[0]!r}; give some of {', '.join(known)}")
-        if "tokens" in outputs and self.layout != "NLC":
-            raise BadArgument(f"{type(self).__name__} has no tokens; it gives scores, embedding, features and pyramid")
+        self._check_outputs(outputs)
         take: tuple[int, ...] = ()
         neck = self.pyramid_neck
         if "pyramid" in outputs:
@@ -305,15 +301,14 @@ class Backbone(Levels, metaclass=_Finished):
             raise BadArgument(f"a features-only model has no {outputs[0]}; create it without features_only")
         levels, last = self._run(x, take, to_end=needs_last)
         found: dict[str, Any] = {}
-        if "scores" in outputs or "embedding" in outputs:
+        if "embedding" in outputs:
             embedding = self.forward_head(last, pre_logits=True)
-            if "embedding" in outputs:
-                if embedding.ndim != 2:
-                    raise BadArgument("this model has no pooling (global_pool=''), so no embedding; "
-                                      "reset_classifier(0, 'avg') gives it one")
-                found["embedding"] = embedding
-            if "scores" in outputs:
-                found["scores"] = self.forward_head(last)
+            if embedding.ndim != 2:
+                raise BadArgument("this model has no pooling (global_pool=''), so no embedding; "
+                                  "reset_classifier(0, 'avg') gives it one")
+            found["embedding"] = embedding
+        if "scores" in outputs:
+            found["scores"] = self.forward_head(last)
         if "tokens" in outputs:
             found["tokens"] = self._named_tokens(last, x)
         if "features" in outputs:
@@ -327,6 +322,15 @@ class Backbone(Levels, metaclass=_Finished):
                 maps = neck(maps[0], x.shape[2:], reductions)
             found["pyramid"] = dict(zip(reductions, maps))
         return {name: found[name] for name in outputs}
+
+    def _check_outputs(self, outputs: Sequence[str]) -> None:
+        """Raises `BadArgument` for a view that there is not, or that this network cannot give."""
+        known = ("scores", "embedding", "tokens", "features", "pyramid")
+        wrong = [name for name in outputs if name not in known]
+        if wrong:
+            raise BadArgument(f"outputs={list(outputs)}: there is no view {wrong[0]!r}; give some of {', '.join(known)}")
+        if "tokens" in outputs and self.layout != "NLC":
+            raise BadArgument(f"{type(self).__name__} has no tokens; it gives scores, embedding, features and pyramid")
 
     # ---------------------------------------------------------------- the classifier
 

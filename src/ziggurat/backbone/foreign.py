@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import BadArgument
 from .base import Backbone
 from .observing import Observed, few, meta_copy, observe
-from .plan import FeatureInfo, take_strides
+from .plan import FeatureInfo, check_choice, take_strides
 from .tracing import Part, Untraceable, cut
 from .units import named_units
 
@@ -51,10 +51,7 @@ def as_backbone(
     names = _own_levels(module) if levels is None else tuple([levels] if isinstance(levels, str) else levels)
     if layout not in (None, "NCHW", "NHWC", "NLC"):
         raise BadArgument(f"layout={layout!r}: give 'NCHW', 'NHWC' or 'NLC', or leave it out")
-    if not features_only and (out_indices is not None or out_strides is not None):
-        raise BadArgument("out_indices and out_strides choose the levels of features_only=True")
-    if out_indices is not None and out_strides is not None:
-        raise BadArgument("give out_indices or out_strides, not both")
+    check_choice(features_only, out_indices, out_strides)
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
     model = Foreign(module, names, observe(module, names, in_chans, size, layout))
     if features_only:
@@ -79,10 +76,11 @@ class Foreign(Backbone):
     - Units of gradient checkpointing are the members of levels that are sequences, and other levels made of parts.
 
     The forward pass is traced by torch.fx through the modules that hold a level and no further. Where that cannot be
-    done (control flow that asks for values or sizes, parts under `no_grad`), `untraced` says why and levels are caught by hooks: then nothing
-    past the last level is run by a features-only model only; there are no features (what `forward_intermediates` gives in
-    their place is the finished pass, which `forward_head` takes); and the backbone neither compiles with `fullgraph=True` nor exports. A child of the module that has the name of a method
-    here (`embed`, `pool`) works, but torch.export does not find it: rename it for that.
+    done (control flow that asks for values or sizes, parts under `no_grad`), `untraced` says why and levels are caught by
+    hooks: then only a features-only model stops behind its last level; there are no features (what
+    `forward_intermediates` gives in their place is the finished pass, which `forward_head` takes); and the backbone
+    neither compiles with `fullgraph=True` nor exports. A child of the module that has the name of a method here (`embed`,
+    `pool`) works, but torch.export does not find it: rename it for that.
     """
 
     wrapped: nn.Module
@@ -185,16 +183,10 @@ class Foreign(Backbone):
                               "has no embedding; average a level of pyramid(x) over its positions")
         return output
 
-    def extract(
-        self,
-        x: Tensor,
-        outputs: Sequence[str] = ("embedding", "pyramid"),
-        strides: int | Sequence[int] | None = None,
-        norm: bool | None = None,
-    ) -> dict[str, Any]:
+    def _check_outputs(self, outputs: Sequence[str]) -> None:
         if self.untraced is not None and not self._headless and "features" in outputs:
             raise self._not_divided("features")
-        return super().extract(x, outputs, strides, norm)
+        super()._check_outputs(outputs)
 
     def _watched(self, x: Tensor) -> tuple[list[Tensor], _Outcome | None]:
         """All levels held as maps, and the module's output unless the pass could end with the last of them."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, overload
 from ..errors import BadArgument, UnsupportedStride
 from ..layers.guards import blocks, surely_equal
 
-__all__ = ["FeatureInfo", "Plan", "Step", "take_indices", "take_strides"]
+__all__ = ["FeatureInfo", "Plan", "Step", "check_choice", "take_indices", "take_strides"]
 
 
 class Step(NamedTuple):
@@ -147,6 +147,15 @@ class FeatureInfo(Sequence):
     def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
         """Paths of the submodules that make the levels given out."""
         return self.get("module", idx)
+
+
+def check_choice(features_only: bool, out_indices: object, out_strides: object) -> None:
+    """Raises `BadArgument` unless at most one of two ways to choose levels is given, and to a features-only model."""
+    if not features_only and (out_indices is not None or out_strides is not None):
+        raise BadArgument("out_indices and out_strides choose the levels of features_only=True; "
+                          "without it, call model.pyramid(x, strides=...) or model.forward_intermediates(x, indices=...)")
+    if out_indices is not None and out_strides is not None:
+        raise BadArgument("give out_indices or out_strides, not both")
 
 
 def take_indices(
