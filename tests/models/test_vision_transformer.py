@@ -195,16 +195,21 @@ def test_what_cannot_be():
 # ---------------------------------------------------------------- sizes
 
 
+def levels_as_timms(ours, theirs, x):
+    """Our levels, held to timm's as the scores are."""
+    with torch.no_grad():
+        assert difference(ours(x), theirs(x)) <= TOLERANCE
+        levels = ours.forward_intermediates(x, intermediates_only=True)
+        references = theirs.forward_intermediates(x, intermediates_only=True)
+    assert all(difference(a, b) <= TOLERANCE for a, b in zip(levels, references, strict=True))
+    return levels
+
+
 @pytest.mark.parametrize("options", [dict(), dict(no_embed_class=True, reg_tokens=1), dict(dynamic_img_pad=True)])
 def test_images_of_any_size(options):
     ours, theirs = pair(img_size=64, dynamic_img_size=True, **SMALL, **options)
     for size in ((64, 64), (96, 48), (50, 70)) if "dynamic_img_pad" in options else ((64, 64), (96, 48)):
-        x = images(*size)
-        with torch.no_grad():
-            assert difference(ours(x), theirs(x)) <= TOLERANCE
-            levels = ours.forward_intermediates(x, intermediates_only=True)
-            references = theirs.forward_intermediates(x, intermediates_only=True)
-        assert all(difference(a, b) <= TOLERANCE for a, b in zip(levels, references, strict=True))
+        levels_as_timms(ours, theirs, images(*size))
 
 
 @pytest.mark.parametrize("name", [
@@ -221,12 +226,7 @@ def test_images_of_any_size_without_being_asked(name):
     ours.load_state_dict(theirs.state_dict())
     stride = ours.feature_info[-1]["reduction"]
     for size in ((75, 50), (32, 113)):
-        x = images(*size)
-        with torch.no_grad():
-            assert difference(ours(x), theirs(x)) <= TOLERANCE
-            levels = ours.forward_intermediates(x, intermediates_only=True)
-            references = theirs.forward_intermediates(x, intermediates_only=True)
-        assert all(difference(a, b) <= TOLERANCE for a, b in zip(levels, references, strict=True))
+        levels = levels_as_timms(ours, theirs, images(*size))
         assert levels[-1].shape[2:] == ours.feature_info.sizes(*size, idx=-1)
         assert levels[-1].shape[2:] == (-(-size[0] // stride), -(-size[1] // stride))
 
