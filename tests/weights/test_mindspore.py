@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 import ziggurat
+from mindspore_writer import field, value, value_of, with_checksum
 from ziggurat.errors import BadArgument, CheckpointMismatch, SourceUnavailable
 from ziggurat.weights.converting import convert_checkpoint
 from ziggurat.weights.mindspore import is_mindspore, parsed, read_mindspore, read_tensors
@@ -27,36 +27,6 @@ DTYPES = {
     "Float16": torch.float16, "BFloat16": torch.bfloat16, "Float32": torch.float32, "Float64": torch.float64,
     "Complex64": torch.complex64, "Complex128": torch.complex128,
 }  # fmt: skip
-
-
-# ------------------------------------------------------- a writer of the format, by hand
-
-
-def varint(number):
-    low = number & 0x7F
-    return bytes([low]) if number < 0x80 else bytes([low | 0x80]) + varint(number >> 7)
-
-
-def field(number, content):
-    """A field of bytes, text, or (an int) a number."""
-    if isinstance(content, int):
-        return varint(number << 3) + varint(content)
-    content = content.encode() if isinstance(content, str) else content
-    return varint(number << 3 | 2) + varint(len(content)) + content
-
-
-def value(name, content, kind="Float32", shape=()):
-    tensor = b"".join(field(1, n) for n in shape) + field(2, kind) + field(3, content)
-    return field(1, field(1, name) + field(2, tensor))
-
-
-def value_of(name, array):
-    kinds = {"float32": "Float32", "float16": "Float16", "int64": "Int64", "bool": "Bool", "uint8": "UInt8"}
-    return value(name, array.tobytes(), kinds[array.dtype.name], array.shape)
-
-
-def with_checksum(data):
-    return data + b"crc_num" + zlib.crc32(data).to_bytes(10, "big")
 
 
 ARRAYS = {
