@@ -57,6 +57,8 @@ class EfficientNet(MobileBackbone):
             assert norm is not None
             self.conv_head = create_conv2d(width, num_features, 1, padding=pad_type)
             self.bn2 = norm(num_features)
+            if self.levels_per != "stride":
+                self.plan.mark(num_features, "bn2")
         self.make_head("classifier", num_features or width)
 
     def trunk(self, x: Tensor) -> Iterator[Tensor]:
@@ -64,9 +66,10 @@ class EfficientNet(MobileBackbone):
         if self.stem_is_level:
             yield x
         for i, stage in enumerate(self.blocks):
-            x = stage(x)
-            if i in self.level_stages:
-                yield x
+            for part in stage if self.levels_per == "block" else (stage,):
+                x = part(x)
+                if i in self.level_stages:
+                    yield x
         if self.conv_head is not None:
             yield self.bn2(self.conv_head(x))
 

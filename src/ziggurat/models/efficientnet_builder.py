@@ -20,7 +20,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -253,15 +253,13 @@ class StageMaker:
         self.aa_layer = aa_layer
         self.common = common  # act_layer, norm_layer, pad_type
 
-    def stage(self, in_chs: int, blocks: Sequence[dict[str, Any]]) -> tuple[nn.Sequential, int]:
-        """The blocks of one stage and the channels that they put out."""
+    def stage(self, in_chs: int, blocks: Sequence[dict[str, Any]]) -> Iterator[tuple[nn.Module, int]]:
+        """The blocks of one stage, each with the channels that it puts out."""
         step = self.plan.step(blocks[0]["stride"])
-        made = []
         for args in blocks:
             block, in_chs = self.block(in_chs, args, step)
-            made.append(block)
+            yield block, in_chs
             step = Step(1, step.dilation, step.dilation)
-        return nn.Sequential(*made), in_chs
 
     def block(self, in_chs: int, args: dict[str, Any], step: Step) -> tuple[nn.Module, int]:
         """One block and the channels that it puts out."""
@@ -308,6 +306,8 @@ class MobileBackbone(Backbone):
     - `act_layer`, `norm_layer`, `aa_layer`: layers by name or class; with an `aa_layer`, it strides and not the kernels.
     - `se_layer` (`SqueezeExcite`): the gate; `se_from_exp` measures its squeeze from the expanded channels.
     - `layer_scale_init_value`: of universal blocks and attention; None leaves layer scale out.
+    - `levels_per`: 'stride', a level for the last stage of each stride; 'stage' or 'block', one for each of those, for
+      the stem, and for a convolution behind them that is not behind the pooling.
     """
 
     units = r"blocks\.(\d+)\.(\d+)"
@@ -340,9 +340,13 @@ class MobileBackbone(Backbone):
         fix_first_last: bool = False,
         group_size: int | None = None,
         layer_scale_init_value: float | None = None,
+        levels_per: str = "stride",
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, in_chans, global_pool, output_stride, **kwargs)
+        if levels_per not in ("stride", "stage", "block"):
+            raise BadArgument(f"levels_per={levels_per!r}: give 'stride', 'stage' or 'block'")
+        self.levels_per = levels_per
         if isinstance(block_args[0][0], str):
             block_args = decode_arch_def(block_args, depth_multiplier, depth_trunc, experts_multiplier,
                                          fix_first_last, group_size)
@@ -357,19 +361,23 @@ class MobileBackbone(Backbone):
         self.bn1 = norm(width)
         self.plan.spend(2)
         strided = [stage[0]["stride"] > 1 or stage[0].get("s2d") == 1 for stage in stages]
-        self.stem_is_level = strided[0]
+        self.stem_is_level = strided[0] or levels_per != "stride"
         if self.stem_is_level:
             self.plan.mark(width, "bn1")
 
         maker = StageMaker(self.plan, round_chs, se_layer or SqueezeExcite, se_from_exp, layer_scale_init_value,
                            aa_layer, act_layer=act_layer, norm_layer=norm_layer, pad_type=pad_type)
         self.blocks = nn.Sequential()
-        self.level_stages: list[int] = []  # a stage makes a level where the next one strides, and at the end
+        self.level_stages: list[int] = []  # by stride, a stage makes a level where the next one strides, and at the end
         for i, blocks in enumerate(stages):
-            stage, width = maker.stage(width, blocks)
-            self.blocks.append(stage)
-            if i + 1 == len(stages) or strided[i + 1]:
+            self.blocks.append(nn.Sequential())
+            for j, (block, width) in enumerate(maker.stage(width, blocks)):
+                self.blocks[i].append(block)
+                if levels_per == "block":
+                    self.plan.mark(width, f"blocks.{i}.{j}")
+            if levels_per != "stride" or i + 1 == len(stages) or strided[i + 1]:
                 self.level_stages.append(i)
+            if levels_per != "block" and i in self.level_stages:
                 self.plan.mark(width, f"blocks.{i}")
 
     def init_weights(self) -> None:

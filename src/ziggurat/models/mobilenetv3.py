@@ -88,9 +88,10 @@ class MobileNetV3(MobileBackbone):
         if self.stem_is_level:
             yield x
         for i, stage in enumerate(self.blocks):
-            x = stage(x)
-            if i in self.level_stages:
-                yield x
+            for part in stage if self.levels_per == "block" else (stage,):
+                x = part(x)
+                if i in self.level_stages:
+                    yield x
 
 
 V3_LARGE_BLOCKS = (
