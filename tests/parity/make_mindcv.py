@@ -28,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path.append(sys.path.pop(0))  # mindcv is the package, not the file beside this one
 
+import mindcv.models.pvt
 import mindcv.models.rexnet
 import mindspore
 import numpy as np
@@ -39,14 +40,28 @@ HERE = Path(__file__).parent
 
 
 def mend() -> None:
-    """MindCV 0.3 was written for MindSpore 2.0: ReXNet reshapes what `initializer` makes, which by 2.10 has no data yet."""
+    """MindCV 0.3 was written for MindSpore 2.0, and two of its networks ask for what 2.10 has no longer.
+
+    ReXNet reshapes what `initializer` makes, which has no data yet. PVT resizes positions with `ops.ResizeBilinear`, at
+    its own image size to the size that they have: that, and nothing else, is put in the operation's place.
+    """
     lazy = mindcv.models.rexnet.init
 
     def initializer(*args, **kwargs):
         tensor = lazy.initializer(*args, **kwargs)
         return tensor.init_data() if tensor.has_init else tensor
 
+    def resize_bilinear(size):
+        def resize(x):
+            if tuple(x.shape[2:]) != tuple(size):
+                raise ValueError(f"positions of {x.shape[2:]} would be resized to {size}, which this MindSpore cannot")
+            return x
+
+        return resize
+
     mindcv.models.rexnet.init = types.SimpleNamespace(**{**vars(lazy), "initializer": initializer})
+    ops = vars(mindcv.models.pvt.ops)
+    mindcv.models.pvt.ops = types.SimpleNamespace(**{**ops, "ResizeBilinear": resize_bilinear})
 
 
 def redraw(net: mindspore.nn.Cell) -> dict[str, np.ndarray]:
