@@ -86,7 +86,7 @@ def create_model(
         kwargs = _with_overrides(config.model_args, kwargs)
     else:
         saved = {}
-        architecture, tag = registry.split_model_name_tag(registry.resolve_deprecated(name))
+        architecture, tag = registry.split_model_name_tag(registry.resolve_name(name))
         if tag and not pretrained_cfg:
             pretrained_cfg = tag
     if not registry.is_model(architecture):
@@ -118,8 +118,9 @@ def create_model(
                 row.pop("trained_with", None)
             model = build_model_with_cfg(cls, architecture, pretrained, checkpoint_path=checkpoint_path,
                                          **given, **{**row, **kwargs})
-            if pretrained:
-                arguments = {**row.get("trained_with", {}), **arguments}
+            if pretrained or pretrained_cfg:
+                of_row = row.get("trained_with", {}) if pretrained else {}
+                arguments = {**of_row, **model.pretrained_cfg.get("trained_with", {}), **arguments}
     if device is not None or dtype is not None:
         model.to(device=device, dtype=dtype)
     if isinstance(model, Backbone):
@@ -174,9 +175,7 @@ def build_model_with_cfg(
         raise SourceUnavailable(f"No pretrained weights exist for {variant}: use pretrained=False or checkpoint_path=")
     for unwanted in kwargs_filter or ():
         kwargs.pop(unwanted, None)
-    # what the published weights were trained with, where that is not what the architecture starts from
-    trained_with = kwargs.pop("trained_with", {})
-    kwargs = {**_defaults(model_cls, cfg), **(trained_with if pretrained else {}), **kwargs}
+    kwargs = {**_defaults(model_cls, cfg), **_trained_with(kwargs, cfg, pretrained, pretrained_cfg), **kwargs}
     is_pruned = kwargs.pop("pruned", False)  # a variant with channels of its own; see backbone/pruned.py
     _check_arguments(model_cls, variant, kwargs)
     args = () if model_cfg is None else (model_cfg,)
@@ -305,6 +304,15 @@ def _defaults(model_cls: Callable[..., Any], cfg: PretrainedCfg) -> dict[str, An
         defaults["img_size"] = height if height == width else (height, width)
     accepted, open_ended = _accepted_arguments(model_cls)
     return {name: value for name, value in defaults.items() if open_ended or name in accepted}
+
+
+def _trained_with(row: dict[str, Any], cfg: PretrainedCfg, pretrained: bool, named: object) -> dict[str, Any]:
+    """What weights were trained with, where that is not what the architecture starts from; `row` is rid of it.
+
+    A row states it of its published weights altogether, a configuration of its own: those that are loaded, or named.
+    """
+    of_row = row.pop("trained_with", {})
+    return {**(of_row if pretrained else {}), **((cfg.trained_with or {}) if pretrained or named else {})}
 
 
 def _accepted_arguments(model_cls: Callable[..., Any]) -> tuple[set[str], bool]:

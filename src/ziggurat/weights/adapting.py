@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ziggurat.errors import CheckpointMismatch
 from ziggurat.weights.channels import Bands, adapt_input_conv, band_rows, is_map, refit_input
+from ziggurat.weights.mindcv import COUNTER, from_mindcv
 from ziggurat.weights.pretrained import PretrainedCfg
 
 __all__ = ["adapt_input_conv", "adapt_state_dict", "by_order", "fit", "mismatch"]
@@ -21,7 +22,6 @@ Shapes = Mapping[str, Collection[int]]
 OUTER = ("model.", "body.")
 # Where they joined a container's name and an index: `layer1_0.conv1` for `layer1.0.conv1`.
 JOINED = re.compile(r"^([A-Za-z]\w*?)_(\d+)\.")
-COUNTER = "num_batches_tracked"  # old checkpoints lack it, and inference never reads it
 NECK = "pyramid_neck."  # levels that are made from a network's own, which classifiers do not have
 SHOWN = 10
 
@@ -72,6 +72,8 @@ def fit(
     if cfg.package and not own.keys() <= fitted.keys():
         free = [*names(cfg.first_conv), *names(cfg.classifier)]
         fitted = by_order(own, fitted, free=free, part=True)
+    if not own.keys() <= fitted.keys():
+        fitted = from_mindcv(model, fitted, own)
     fitted = remapped(model, fitted)
     fitted = without_joints(fitted, own)
     unfilled = fit_input(model, own, fitted, cfg, strict, in_chans_from) | fit_classifier(model, own, fitted, cfg)

@@ -63,6 +63,7 @@ class PretrainedCfg:
     architecture: str | None = None
     tag: str | None = None
     custom_load: bool | str = False  # a foreign layout (JAX .npz) that the model itself translates
+    trained_with: dict[str, Any] | None = None  # arguments of the architecture that the weights need, where not its own
 
     # what the weights expect to see
     input_size: tuple[int, ...] = (3, 224, 224)
