@@ -75,6 +75,19 @@ def _shipped_deprecations() -> dict[str, dict[str, str | None]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+@functools.cache
+def mindcv_names() -> dict[str, dict[str, Any]]:
+    """MindCV's names: under `names` by its modules, each with the name here or None; under `absent` why it is None."""
+    found: dict[str, dict[str, Any]] = json.loads((COMPAT / "mindcv.json").read_text(encoding="utf-8"))
+    return found
+
+
+@functools.cache
+def _from_mindcv() -> dict[str, str | None]:
+    """The name here of each of MindCV's, or None."""
+    return {theirs: ours for names in mindcv_names()["names"].values() for theirs, ours in names.items()}
+
+
 def split_model_name_tag(model_name: str, no_tag: str = "") -> tuple[str, str]:
     """`architecture.tag` as a pair; `no_tag` stands in where there is no dot."""
     architecture, _, tag = model_name.partition(".")
@@ -179,7 +192,7 @@ def list_modules() -> list[str]:
 def is_model(model_name: str) -> bool:
     """Whether an architecture of that name (a tag is passed over) can be created."""
     name = get_arch_name(model_name)
-    return name in _names() or name in _deprecations()
+    return name in _names() or name in _deprecations() or _current(name) is not None
 
 
 def is_model_in_modules(model_name: str, module_names: str | Iterable[str]) -> bool:
@@ -233,7 +246,14 @@ def get_arch_pretrained_cfgs(model_name: str) -> dict[str, PretrainedCfg]:
 
 
 def unknown_model(name: str) -> UnknownModel:
-    """The error for a name that nothing has, with the nearest names that something has."""
+    """The error for a name that nothing has: what will have it, of MindCV's names, else the nearest that there are."""
+    theirs = _from_mindcv()
+    architecture = get_arch_name(name)
+    if architecture in theirs:
+        ours = theirs[architecture]
+        why = mindcv_names()["absent"].get(architecture, "its family is not here yet")
+        called = "" if ours in (None, architecture) else f"it is MindCV's name of {ours}, and "
+        return UnknownModel(f"no model {name!r}: {called}{why}")
     close = nearest(get_arch_name(name), _names())
     said = f"nearest are {', '.join(close)}; " if close else ""
     return UnknownModel(f"no model {name!r}: {said}see ziggurat list '*{get_arch_name(name)[:4]}*'")
@@ -251,9 +271,9 @@ def model_entrypoint(model_name: str, module_filter: str | None = None) -> Calla
         return _registered[name].create
     if name in _names():
         return family_of(name).entrypoint(name)
-    new = _deprecations().get(name)
+    new = _current(name)
     if new is not None:
-        return _deprecated_entry(name, new)
+        return _former_entry(name, new)
     raise unknown_model(name)
 
 
@@ -275,8 +295,8 @@ def model_info(model_name: str) -> ModelInfo:
     that the architecture lacks.
     """
     architecture, tag = split_model_name_tag(model_name)
-    new = _deprecations().get(architecture)
-    if architecture not in _names() and new is not None:
+    new = _current(model_name)
+    if new is not None:
         return model_info(new)
     if architecture not in _names():
         raise unknown_model(architecture)
@@ -369,26 +389,44 @@ def get_deprecated_models(module: str = "") -> dict[str, str | None]:
     return shipped | {old: new for old, new in _deprecated.items() if _deprecated_in[old] == module}
 
 
-def resolve_deprecated(model_name: str) -> str:
-    """The name that a deprecated name stands for, with a warning; any other name as it is."""
+def _current(model_name: str) -> str | None:
+    """The name that a deprecated name or one of MindCV's stands for, where there is such an architecture.
+
+    MindCV's names keep their tag; a deprecated name is a tag by itself.
+    """
+    architecture, tag = split_model_name_tag(model_name)
+    if architecture in _names():
+        return None
+    if architecture in _deprecations():
+        return _deprecations()[architecture]
+    new = _from_mindcv().get(architecture)
+    if new not in _names():
+        return None
+    return f"{new}.{tag}" if tag else new
+
+
+def resolve_name(model_name: str) -> str:
+    """What a deprecated name or one of MindCV's stands for, with a warning; any other name as it is."""
     architecture = get_arch_name(model_name)
-    if architecture in _names() or architecture not in _deprecations():
-        return model_name
-    new = _deprecations()[architecture]
+    new = _current(model_name)
     if new is None:
-        raise UnknownModel(f"{architecture} was withdrawn and has no successor")
-    warnings.warn(f"Mapping deprecated model name {architecture} to current {new}.", stacklevel=3)
+        if architecture in _deprecations() and architecture not in _names():
+            raise UnknownModel(f"{architecture} was withdrawn and has no successor")
+        return model_name
+    if architecture in _deprecations():
+        warnings.warn(f"Mapping deprecated model name {architecture} to current {new}.", stacklevel=3)
+    else:
+        warnings.warn(f"{architecture} is MindCV's name; it is called {get_arch_name(new)} here.", stacklevel=3)
     return new
 
 
-def _deprecated_entry(old: str, new: str) -> Callable[..., Any]:
+def _former_entry(old: str, new: str) -> Callable[..., Any]:
     def create(pretrained: bool = False, **kwargs: Any) -> Any:
-        name = resolve_deprecated(old)
-        architecture, tag = split_model_name_tag(name)
+        architecture, tag = split_model_name_tag(resolve_name(old))
         if tag:
             kwargs["pretrained_cfg"] = kwargs.get("pretrained_cfg") or tag
         return model_entrypoint(architecture)(pretrained=pretrained, **kwargs)
 
     create.__name__ = old
-    create.__doc__ = f"The former name of {new}."
+    create.__doc__ = f"Another name of {new}."
     return create
