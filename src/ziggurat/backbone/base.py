@@ -6,7 +6,7 @@ Letters in shapes: B images, C channels, H W height and width, N tokens, D class
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from ..layers.classifier import ClassifierHead
 from .freezing import Frozen, freeze_modules, hold_still, unfreeze_modules, without_modules
 from .levels import Levels
 from .plan import Plan, take_indices, take_strides
-from .units import MATCH_PREV_GROUP, checkpoint_units, named_units, schedule_drop_path
+from .units import MATCH_PREV_GROUP, as_number, checkpoint_units, named_units, schedule_drop_path
 
 __all__ = ["Backbone"]
 
@@ -61,7 +61,7 @@ class Backbone(Levels, metaclass=_Finished):
     """
 
     units: ClassVar[str] = ""
-    """Regular expression over module paths: the repeated units, their numbers captured."""
+    """Regular expression over module paths: the repeated units, their numbers (or letters) captured."""
     default_out_indices: ClassVar[int | tuple[int, ...] | None] = None
     """Levels that `features_only` gives unless told: all; the last n; or these."""
     dilates_to: ClassVar[int | None] = None
@@ -70,6 +70,8 @@ class Backbone(Levels, metaclass=_Finished):
     """Whether the last unit's drop path is the full `drop_path_rate` (see `schedule_drop_path`)."""
     not_decayed: ClassVar[frozenset[str]] = frozenset()
     """Parameters (paths, `*` allowed) that weight decay leaves alone."""
+    classifier_bias: bool = True
+    """Whether the classifier has a bias."""
     head_modules: ClassVar[tuple[str, ...]] = ()
     """Top-level modules that pooling uses, beside `global_pool`: they stay and go with the classifier."""
 
@@ -130,13 +132,20 @@ class Backbone(Levels, metaclass=_Finished):
 
     # ---------------------------------------------------------------- what a family says
 
-    def make_head(self, classifier: str, width: int | None = None, hidden: int | None = None, **options: Any) -> None:
+    def make_head(
+        self,
+        classifier: str,
+        width: int | None = None,
+        hidden: int | None = None,
+        head: Callable[..., nn.Module] = ClassifierHead,
+        **options: Any,
+    ) -> None:
         """Adds pooling and the classifier at path `classifier`; called once, when all levels are marked.
 
         `width` is that of the trunk's last output (default: the last level's channels). 'fc' puts `global_pool` and
-        `fc` beside the stages; 'head.fc' puts both into a `ClassifierHead`, which takes the `options`. A family whose
-        head is neither makes its own modules, overrides `pool` and `set_pool`, and passes `hidden`, the width that
-        the classifier reads, with paths in `classifiers` set by itself.
+        `fc` beside the stages; 'head.fc' puts both into a `ClassifierHead`, or what takes its place as `head`, which
+        takes the `options`. A family whose head is neither makes its own modules, overrides `pool` and `set_pool`, and
+        passes `hidden`, the width that the classifier reads, with paths in `classifiers` set by itself.
         """
         self.num_features = self.plan.levels[-1]["num_chs"] if width is None else width
         self.classifiers = (classifier,)
@@ -145,10 +154,9 @@ class Backbone(Levels, metaclass=_Finished):
             return
         owner, _, name = classifier.rpartition(".")
         if owner:
-            assert name == "fc", "a ClassifierHead calls its classifier fc"
-            head = ClassifierHead(self.num_features, self.num_classes, pool_type=self._pool_type,
-                                  drop_rate=self.drop_rate, **options)
-            self.add_module(owner, head)
+            assert head is not ClassifierHead or name == "fc", "a ClassifierHead calls its classifier fc"
+            self.add_module(owner, head(self.num_features, self.num_classes, pool_type=self._pool_type,
+                                        drop_rate=self.drop_rate, **options))
         else:
             self.global_pool = SelectAdaptivePool2d(pool_type=self._pool_type, flatten=bool(self._pool_type))
             self.add_module(classifier, self.new_classifier(classifier))
@@ -177,7 +185,7 @@ class Backbone(Levels, metaclass=_Finished):
             return nn.Identity()
         if not self._pool_type:
             raise BadArgument("global_pool='' needs num_classes=0: a classifier reads pooled features")
-        return nn.Linear(self.head_hidden_size, self.num_classes)
+        return nn.Linear(self.head_hidden_size, self.num_classes, bias=self.classifier_bias)
 
     # ---------------------------------------------------------------- views
 
@@ -376,7 +384,7 @@ class Backbone(Levels, metaclass=_Finished):
             self.remember(global_pool=global_pool)
         with like.device:
             if head is not None:
-                fits = dict(in_features=self.num_features) if isinstance(head, ClassifierHead) else {}
+                fits = dict(in_features=self.num_features) if getattr(head, "takes_width", False) else {}
                 head.reset(num_classes, global_pool, **fits)
                 head.to(dtype=like.dtype)
             else:
@@ -457,7 +465,9 @@ class Backbone(Levels, metaclass=_Finished):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that sort parameters by depth, for `group_parameters`: one group a unit, or a stage if `coarse`."""
-        by_stage = "^" + self.units[: self.units.index(")") + 1]
+        first_number = re.search(r"\([^?][^)]*\)", self.units)
+        assert first_number is not None, f"{type(self).__name__}.units captures nothing"
+        by_stage = "^" + self.units[: first_number.end()]
         names = [name for name, _ in self.named_parameters()]
         inside = [i for i, name in enumerate(names) if re.match(by_stage, name)]
         heads = self._head_modules() | {"pyramid_neck"}
@@ -474,7 +484,7 @@ class Backbone(Levels, metaclass=_Finished):
         for name in names[inside[0] : inside[-1]]:
             found = re.match(by_stage, name)
             if found:
-                stage = float(found[1])
+                stage = as_number(found[1])
             else:
                 joints[part(name)] = stage
 
