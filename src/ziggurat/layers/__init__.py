@@ -65,7 +65,7 @@ _FILES: dict[str, str] = {
     "patch_embed": "PatchEmbed PatchEmbedInterpolator PatchEmbedWithSize resample_patch_embed",
     "placement": "get_device_dtype",
     "pool1d": "global_pool_nlc",
-    "pool2d_same": "AvgPool2dSame MaxPool2dSame avg_pool2d_same create_pool2d max_pool2d_same",
+    "pool2d_same": "AvgPool2dSame AvgPool2dWithin MaxPool2dSame avg_pool2d_same create_pool2d max_pool2d_same",
     "pos_embed": "resample_abs_pos_embed resample_abs_pos_embed_nhwc",
     "pos_embed_rel": "RelPosBias RelPosBiasTf RelPosMlp gen_relative_log_coords gen_relative_position_index "
     "resize_rel_axes resize_rel_pos_bias_table resize_rel_pos_bias_table_levit resize_rel_pos_bias_table_simple",

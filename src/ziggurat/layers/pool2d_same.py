@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,7 +14,14 @@ from ziggurat.errors import BadArgument
 from .padding import get_padding_value, pad_same
 from .shapes import to_2tuple
 
-__all__ = ["AvgPool2dSame", "MaxPool2dSame", "avg_pool2d_same", "create_pool2d", "max_pool2d_same"]
+__all__ = [
+    "AvgPool2dSame",
+    "AvgPool2dWithin",
+    "MaxPool2dSame",
+    "avg_pool2d_same",
+    "create_pool2d",
+    "max_pool2d_same",
+]
 
 Size = int | Sequence[int]
 
@@ -61,6 +69,19 @@ class AvgPool2dSame(nn.AvgPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return avg_pool2d_same(x, self.kernel_size, self.stride, 0, self.ceil_mode, self.count_include_pad)
+
+
+class AvgPool2dWithin(AvgPool2dSame):
+    """The mean of what lies of the map in each window of 'SAME' padding: the padding does not count.
+
+    So pools TensorFlow, and MindSpore with `pad_mode="same"`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, step = to_2tuple(self.kernel_size), to_2tuple(self.stride)
+        inside = torch.ones_like(x[:1, :1])
+        sums, counts = (F.avg_pool2d(pad_same(t, kernel, step), kernel, step, divisor_override=1) for t in (x, inside))
+        return sums / counts
 
 
 class MaxPool2dSame(nn.MaxPool2d):

@@ -833,6 +833,7 @@ family = Family(ByobNet, {
     "repvgg_a2": REP | dict(blocks=rep_stages(A, (96, 192, 384, 1408))),
     "repvgg_b0": REP | dict(blocks=rep_stages(B, (64, 128, 256, 1280))),
     "repvgg_b1": REP | dict(blocks=rep_stages(B, (128, 256, 512, 2048))),
+    "repvgg_b1g2": REP | dict(blocks=rep_stages(B, (128, 256, 512, 2048), groups=2)),
     "repvgg_b1g4": REP | dict(blocks=rep_stages(B, (128, 256, 512, 2048), groups=4)),
     "repvgg_b2": REP | dict(blocks=rep_stages(B, (160, 320, 640, 2560))),
     "repvgg_b2g4": REP | dict(blocks=rep_stages(B, (160, 320, 640, 2560), groups=4)),

@@ -381,6 +381,9 @@ GROUP8 = dict(norm_layer=partial(GroupNormAct, group_size=8))  # group norm, and
 GROUP16 = dict(norm_layer=partial(GroupNormAct, group_size=16))
 
 family = Family(EfficientNet, {
+    "mobilenetv1_025": MOBILE_V1 | dict(channel_multiplier=0.25),
+    "mobilenetv1_050": MOBILE_V1 | dict(channel_multiplier=0.5),
+    "mobilenetv1_075": MOBILE_V1 | dict(channel_multiplier=0.75),
     "mobilenetv1_100": MOBILE_V1,
     "mobilenetv1_100h": MOBILE_V1 | dict(num_features=1024),
     "mobilenetv1_125": MOBILE_V1 | dict(channel_multiplier=1.25),
@@ -389,6 +392,7 @@ family = Family(EfficientNet, {
     "mobilenetv2_050": MOBILE_V2 | dict(channel_multiplier=0.5),
     "mobilenetv2_075": MOBILE_V2 | dict(channel_multiplier=0.75),
     "mobilenetv2_100": MOBILE_V2,
+    "mobilenetv2_130": MOBILE_V2 | dict(channel_multiplier=1.3, num_features=1664),
     "mobilenetv2_140": MOBILE_V2 | dict(channel_multiplier=1.4, num_features=1792),
     "mobilenetv2_110d": MOBILE_V2_DEEP | dict(channel_multiplier=1.1, depth_multiplier=1.2),
     "mobilenetv2_120d": MOBILE_V2_DEEP | dict(channel_multiplier=1.2, depth_multiplier=1.4),
@@ -396,6 +400,7 @@ family = Family(EfficientNet, {
     "mnasnet_050": MNAS_B1 | dict(channel_multiplier=0.5),
     "mnasnet_075": MNAS_B1 | dict(channel_multiplier=0.75),
     "mnasnet_100": MNAS_B1,
+    "mnasnet_130": MNAS_B1 | dict(channel_multiplier=1.3),
     "mnasnet_140": MNAS_B1 | dict(channel_multiplier=1.4),
     "mnasnet_small": dict(block_args=MNAS_SMALL_BLOCKS, stem_size=8),
     "semnasnet_050": MNAS_A1 | dict(channel_multiplier=0.5),

@@ -220,6 +220,28 @@ def place_folding(stages: BlockArgs) -> list[list[dict[str, Any]]]:
     return placed
 
 
+def scale_expansions(
+    stages: BlockArgs, stem_size: int, stem_width: int, round_chs: Callable[[float], int]
+) -> list[list[dict[str, Any]]]:
+    """The blocks with expansions that make their middles those of the unscaled network, each scaled and rounded.
+
+    `stem_size` is the stem's width in that network, `stem_width` in this one.
+    """
+    scaled = []
+    unscaled, width = stem_size, stem_width
+    for stage in stages:
+        blocks = []
+        for block in stage:
+            args = dict(block)
+            if "exp_ratio" in args and not args.get("force_in_chs"):
+                args["exp_ratio"] = round_chs(make_divisible(unscaled * args["exp_ratio"])) / width
+            unscaled = args["out_chs"]
+            width = round_chs(unscaled)
+            blocks.append(args)
+        scaled.append(blocks)
+    return scaled
+
+
 def takes(layer: Callable[..., Any], argument: str) -> bool:
     """Whether `layer` can be called with this argument."""
     return argument in inspect.signature(layer).parameters
@@ -301,8 +323,10 @@ class MobileBackbone(Backbone):
       `experts_multiplier`, `fix_first_last` and `group_size` are those of `decode_arch_def`.
     - `channel_multiplier`: scales all widths (the stem's not if `fix_stem`), rounded to multiples of `channel_divisor`
       and down by no more than `round_limit` allows; `round_chs_fn` in their place is any function of the width.
+      With `scale_expansion` the middles of blocks are scaled and rounded likewise; else they are multiples of the
+      block's scaled input.
     - `stem_size`, `stem_kernel_size`: channels and kernel of the stem.
-    - `pad_type`: '' pads symmetrically, 'same' as TensorFlow does.
+    - `pad_type`: '' pads symmetrically, 'same' as TensorFlow does; `stem_pad_type`: the stem's, if it is another.
     - `act_layer`, `norm_layer`, `aa_layer`: layers by name or class; with an `aa_layer`, it strides and not the kernels.
     - `se_layer` (`SqueezeExcite`): the gate; `se_from_exp` measures its squeeze from the expanded channels.
     - `layer_scale_init_value`: of universal blocks and attention; None leaves layer scale out.
@@ -325,6 +349,7 @@ class MobileBackbone(Backbone):
         stem_kernel_size: int = 3,
         fix_stem: bool = False,
         pad_type: PadType = "",
+        stem_pad_type: PadType | None = None,
         act_layer: LayerType = nn.ReLU,
         norm_layer: LayerType = nn.BatchNorm2d,
         aa_layer: LayerType | None = None,
@@ -334,6 +359,7 @@ class MobileBackbone(Backbone):
         channel_multiplier: float = 1.0,
         channel_divisor: int = 8,
         round_limit: float = 0.9,
+        scale_expansion: bool = False,
         depth_multiplier: float | Sequence[float] = 1.0,
         depth_trunc: str = "ceil",
         experts_multiplier: int = 1,
@@ -350,14 +376,17 @@ class MobileBackbone(Backbone):
         if isinstance(block_args[0][0], str):
             block_args = decode_arch_def(block_args, depth_multiplier, depth_trunc, experts_multiplier,
                                          fix_first_last, group_size)
-        stages = place_folding(block_args)
         round_chs = round_chs_fn or partial(round_channels, multiplier=channel_multiplier, divisor=channel_divisor,
                                             round_limit=round_limit)
         norm = get_norm_act_layer(norm_layer, act_layer)
         assert norm is not None
 
         width = stem_size if fix_stem else round_chs(stem_size)
-        self.conv_stem = create_conv2d(in_chans, width, stem_kernel_size, stride=2, padding=pad_type)
+        if scale_expansion:
+            block_args = scale_expansions(block_args, stem_size, width, round_chs)
+        stages = place_folding(block_args)
+        self.conv_stem = create_conv2d(in_chans, width, stem_kernel_size, stride=2,
+                                       padding=pad_type if stem_pad_type is None else stem_pad_type)
         self.bn1 = norm(width)
         self.plan.spend(2)
         strided = [stage[0]["stride"] > 1 or stage[0].get("s2d") == 1 for stage in stages]

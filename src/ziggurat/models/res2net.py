@@ -76,6 +76,7 @@ class Bottle2neck(nn.Module):
 
 R50 = dict(block=Bottle2neck, layers=(3, 4, 6, 3))
 R101 = dict(block=Bottle2neck, layers=(3, 4, 23, 3))
+R152 = dict(block=Bottle2neck, layers=(3, 8, 36, 3))
 D = dict(stem_type="deep", stem_width=32, avg_down=True)
 W14S8 = dict(base_width=14, block_args=dict(scale=8))
 W26S4 = dict(base_width=26, block_args=dict(scale=4))
@@ -93,6 +94,8 @@ family = Family(ResNet, {
     "res2net50d": R50 | W26S4 | D,
     "res2net101_26w_4s": R101 | W26S4,
     "res2net101d": R101 | W26S4 | D,
+    "res2net152": R152 | W26S4,
+    "res2net152d": R152 | W26S4 | D,
     "res2next50": R50 | X4S4,
 })  # fmt: skip
 

@@ -9,10 +9,18 @@ from torch import Tensor, nn
 
 from ..backbone import Family, Step
 from ..layers.drop import DropPath
+from ..layers.pool2d_same import AvgPool2dWithin
 from ..layers.split_attn import SplitAttn
 from .resnet import Cell, ResNet
 
 __all__ = ["ResNestBottleneck"]
+
+
+def strided_mean(stride: int, cell: Cell) -> nn.Module:
+    """The 3x3 average pool that takes over a convolution's stride."""
+    if cell.pool_pad_type == "same":
+        return AvgPool2dWithin(3, stride)
+    return nn.AvgPool2d(3, stride, padding=1)
 
 
 class ResNestBottleneck(nn.Module):
@@ -39,13 +47,13 @@ class ResNestBottleneck(nn.Module):
         self.conv1 = nn.Conv2d(in_chs, width, 1, bias=False)
         self.bn1 = cell.norm_layer(width)
         self.act1 = cell.act_layer(inplace=True)
-        self.avd_first = nn.AvgPool2d(3, step.stride, padding=1) if pools and avd_first else nn.Identity()
+        self.avd_first = strided_mean(step.stride, cell) if pools and avd_first else nn.Identity()
         self.conv2 = SplitAttn(
             width, width, kernel_size=3, stride=1 if pools else step.stride, padding=step.first_dilation,
             dilation=step.first_dilation, groups=cell.cardinality, radix=radix, norm_layer=cell.norm_layer,
             drop_layer=cell.drop_block,
         )  # fmt: skip
-        self.avd_last = nn.AvgPool2d(3, step.stride, padding=1) if pools and not avd_first else nn.Identity()
+        self.avd_last = strided_mean(step.stride, cell) if pools and not avd_first else nn.Identity()
         self.conv3 = nn.Conv2d(width, chs * self.expansion, 1, bias=False)
         self.bn3 = cell.norm_layer(chs * self.expansion)
         self.drop_path = DropPath()

@@ -23,8 +23,9 @@ from ..layers.create_attn import create_attn
 from ..layers.create_norm import get_norm_layer
 from ..layers.drop import DropBlock2d, DropPath
 from ..layers.pool2d_ceil import AvgPool2dCeil
-from ..layers.pool2d_same import AvgPool2dSame
+from ..layers.pool2d_same import AvgPool2dSame, create_pool2d
 from ..layers.squeeze_excite import SEModule
+from ..layers.typing import PadType
 
 __all__ = ["BasicBlock", "Bottleneck", "Cell", "ResNet"]
 
@@ -41,6 +42,7 @@ class Cell:
     aa_layer: Any = None
     attn_layer: Any = None
     drop_block: Callable[..., nn.Module] | None = None
+    pool_pad_type: PadType = ""
 
     def width(self, chs: int) -> int:
         """Channels of the 3x3 convolution in a block of `chs`."""
@@ -188,6 +190,8 @@ class ResNet(Backbone):
     - `avg_down`: average pooling in the shortcuts; `down_kernel_size`: of the shortcut's convolution.
     - `cardinality`, `base_width`: groups and their width in bottlenecks; `block_reduce_first`: divides the width of a
       block's first convolution.
+    - `pool_pad_type`: padding of pools of 3x3, '' one pixel all round, 'same' as TensorFlow and MindSpore do, which an
+      average leaves out.
     - `aa_layer`: anti-aliasing in place of strides; `drop_block_rate`: DropBlock in the last two stages;
       `zero_init_last`: residual branches start as zero; `block_args`: more arguments for the blocks.
     """
@@ -225,9 +229,12 @@ class ResNet(Backbone):
         drop_block_rate: float = 0.0,
         zero_init_last: bool = True,
         block_args: dict[str, Any] | None = None,
+        pool_pad_type: PadType = "",
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, in_chans, global_pool, output_stride, **kwargs)
+        if pool_pad_type not in ("", "same"):
+            raise BadArgument(f"pool_pad_type={pool_pad_type!r}: give '' (one pixel all round) or 'same'")
         self.zero_init_last = zero_init_last
         act_layer, norm_layer = get_act_layer(act_layer), get_norm_layer(norm_layer)
         assert act_layer is not None and norm_layer is not None
@@ -249,14 +256,14 @@ class ResNet(Backbone):
         self.plan.spend(2)
         self.plan.mark(width, "act1")
 
-        self.maxpool = self._stem_pool(width, replace_stem_pool, aa_layer, act_layer, norm_layer)
+        self.maxpool = self._stem_pool(width, replace_stem_pool, aa_layer, act_layer, norm_layer, pool_pad_type)
         self.plan.spend(2)
 
         blocks = tuple(block) if isinstance(block, (tuple, list)) else (block,) * len(channels)
         shared = {field.name for field in fields(Cell)}
         own_args = {name: value for name, value in (block_args or {}).items() if name not in shared}
         cell = Cell(cardinality, base_width, block_reduce_first, act_layer, norm_layer, aa_layer,
-                    **{name: value for name, value in (block_args or {}).items() if name in shared})
+                    pool_pad_type=pool_pad_type, **{name: value for name, value in (block_args or {}).items() if name in shared})
         for i, (make, chs, depth) in enumerate(zip(blocks, channels, layers)):
             make = BLOCKS.get(make, make) if isinstance(make, str) else make
             step = self.plan.step(1 if i == 0 else 2)
@@ -278,13 +285,15 @@ class ResNet(Backbone):
         self.make_head("fc")
 
     @staticmethod
-    def _stem_pool(width: int, as_conv: bool, aa_layer: Any, act_layer: Any, norm_layer: Any) -> nn.Module:
+    def _stem_pool(
+        width: int, as_conv: bool, aa_layer: Any, act_layer: Any, norm_layer: Any, pad_type: PadType
+    ) -> nn.Module:
         if as_conv:
             conv = nn.Conv2d(width, width, 3, stride=1 if aa_layer else 2, padding=1, bias=False)
             blur = [create_aa(aa_layer, channels=width, stride=2)] if aa_layer else []
             return nn.Sequential(conv, *blur, norm_layer(width), act_layer(inplace=True))
         if aa_layer is None:
-            return nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+            return create_pool2d("max", 3, 2, padding=pad_type)
         blur = create_aa(aa_layer, channels=width, stride=2)
         return blur if isinstance(blur, nn.AvgPool2d) else nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), blur)
 
@@ -375,6 +384,7 @@ family = Family(ResNet, {
     "resnext101_32x16d": R101 | X16,
     "resnext101_32x32d": R101 | X32,
     "resnext101_64x4d": R101 | X64,
+    "resnext152_64x4d": R152 | X64,
 
     "ecaresnet26t": R26 | T | ECA,
     "ecaresnet50d": R50 | D | ECA,
