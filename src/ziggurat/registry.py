@@ -131,7 +131,8 @@ def _natural(name: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
 
 
-def _as_list(value: str | Iterable[str] | None) -> list[str]:
+def as_list(value: str | Iterable[str] | None) -> list[str]:
+    """One string, several, or none of them, as a list."""
     if not value:
         return []
     return [value] if isinstance(value, str) else list(value)
@@ -156,14 +157,14 @@ def list_models(
     `pretrained=True` keeps what has weights and lists each as `architecture.tag` unless `include_tags=False`.
     """
     include_tags = pretrained if include_tags is None else include_tags
-    modules = set(_as_list(module))
+    modules = set(as_list(module))
     architectures = {name for name, where in _names().items() if not modules or where in modules}
     rows: dict[str, str] = {}  # listed name -> architecture
     for name in architectures:
         tags = [tag for tag in weights_of(name) if tag] if include_tags else []
         rows.update({f"{name}.{tag}": name for tag in tags} if tags else {name: name})
 
-    include, exclude = _as_list(filter), _as_list(exclude_filters)
+    include, exclude = as_list(filter), as_list(exclude_filters)
     if include_tags:
         include = [p for pattern in include for p in _with_tags(pattern)]
         exclude = [p for pattern in exclude for p in _with_tags(pattern)]
@@ -199,7 +200,7 @@ def is_model_in_modules(model_name: str, module_names: str | Iterable[str]) -> b
     """Whether the architecture comes from one of the modules."""
     name = get_arch_name(model_name)
     where = _deprecated_in.get(name) or _names().get(name)
-    return where in _as_list(module_names)
+    return where in as_list(module_names)
 
 
 def is_model_pretrained(model_name: str) -> bool:

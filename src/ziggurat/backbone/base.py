@@ -356,6 +356,12 @@ class Backbone(Levels, metaclass=_Finished):
         """timm's older name of `pretrained_cfg`."""
         return self.pretrained_cfg
 
+    @property
+    def out_channels(self) -> list[int]:
+        """Channels of the levels given out: MindCV's name of `feature_info.channels()`."""
+        channels: list[int] = self.feature_info.channels()
+        return channels
+
     def _classifier_head(self) -> Any:
         """The module that pools and classifies, where one does both: it takes `pre_logits` and has a `reset`."""
         owner = self.classifiers[0].rpartition(".")[0]
