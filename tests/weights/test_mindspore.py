@@ -17,7 +17,7 @@ from mindspore_writer import field, value, value_of, with_checksum
 from ziggurat.errors import BadArgument, CheckpointMismatch, SourceUnavailable
 from ziggurat.weights.converting import convert_checkpoint
 from ziggurat.weights.mindspore import is_mindspore, parsed, read_mindspore, read_tensors
-from ziggurat.weights.reading import read_state_dict
+from ziggurat.weights.reading import made_by_mindspore, read_state_dict
 
 FILES = Path(__file__).with_name("mindspore_files")  # MindSpore's own writing; make.py says how
 
@@ -411,10 +411,42 @@ def test_converted_to_safetensors(tmp_path):
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     with pytest.raises(BadArgument, match="exists already; give another name, or overwrite=True"):
         convert_checkpoint(FILES / "training.ckpt", target)
-    for ema in (True, None):
+    for ema, sign in ((True, -1), (None, 1)):  # MindSpore's own way is the last weights
         convert_checkpoint(FILES / "training.ckpt", target, ema, overwrite=True)
-        assert safetensors.torch.load_file(target)["fc.bias"].tolist() == [-800, -801]
+        assert safetensors.torch.load_file(target)["fc.bias"].tolist() == [sign * 800, sign * 801]
     assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+def test_where_a_file_comes_from_is_kept(tmp_path):
+    torch.save(Net().state_dict(), tmp_path / "net.pth")
+    sources = {FILES / "training.ckpt": True, FILES / "net.safetensors": True, tmp_path / "net.pth": False}
+    for source, expected in sources.items():
+        convert_checkpoint(source, tmp_path / "once.safetensors", overwrite=True)
+        convert_checkpoint(tmp_path / "once.safetensors", tmp_path / "twice.safetensors", overwrite=True)
+        files = (source, tmp_path / "once.safetensors", tmp_path / "twice.safetensors")
+        assert [made_by_mindspore(path) for path in files] == [expected] * 3
+        names = [read_state_dict(path).keys() for path in files]
+        assert names[0] == read_state_dict(source, use_ema=None).keys() and names[1] == names[2]
+        assert set(names[0]) == set(names[1])
+
+
+def test_only_headers_tell_where_a_file_comes_from(write):
+    assert made_by_mindspore(write(SMALL))
+    assert made_by_mindspore(write(SMALL[:40])), "which is damaged further on"
+    assert not made_by_mindspore(write(b"no checkpoint"))
+    with pytest.raises(SourceUnavailable, match=r"there is no file .*none\.ckpt"):
+        made_by_mindspore("none.ckpt")
+
+
+def test_which_weights_are_taken_of_mindspores_files(write):
+    last, averaged = np.zeros(2, np.float32), np.ones(2, np.float32)
+    path = write(value_of("w", last) + value_of("ema.w", averaged))
+    taken = {ema: read_state_dict(path, use_ema=ema)["w"].tolist() for ema in (None, False, True)}
+    assert taken == {None: [0, 0], False: [0, 0], True: [1, 1]}
+    path = write(value_of("ema.w", averaged))
+    assert read_state_dict(path, use_ema=True)["w"].tolist() == [1, 1]
+    with pytest.raises(CheckpointMismatch, match=r"holds averaged \(EMA\) weights only; ask for them \(ema=True"):
+        read_state_dict(path)
 
 
 def test_every_kind_of_file_is_converted(tmp_path):

@@ -15,7 +15,8 @@ def run(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, NAME.safetensors.")],
     ema: Annotated[bool | None, typer.Option(
         "--ema/--no-ema", help="Of a training checkpoint, take the averaged weights (an error if it has none), or the last "
-                               "ones. Without either: the averaged, if it has them.", show_default=False)] = None,
+                               "ones. Without either: PyTorch's averaged, if it has them, and MindSpore's "
+                               "last.", show_default=False)] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:

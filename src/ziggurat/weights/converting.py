@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ziggurat.errors import BadArgument, CheckpointMismatch
 from ziggurat.weights.hub import aside
-from ziggurat.weights.reading import read_state_dict
+from ziggurat.weights.reading import MINDSPORE, ORIGIN, made_by_mindspore, read_state_dict
 
 __all__ = ["Converted", "convert_checkpoint"]
 
@@ -31,8 +31,9 @@ def convert_checkpoint(
 ) -> Converted:
     """Writes the state dict in a checkpoint (`reading.read_state_dict`) to a safetensors file, dtypes as they are.
 
-    Of a training checkpoint, `ema` takes the averaged weights (True: it must have them), the last (False), or the
-    averaged if it has them (None), as loading does. The file is written aside and takes its name when it is complete.
+    Of a training checkpoint, `ema` takes the averaged weights (True: it must have them), the last (False), or, as
+    loading does, PyTorch's averaged ones if it has them and MindSpore's last (None). Metadata says where tensors come
+    from MindSpore (`reading.made_by_mindspore`). The file is written aside and takes its name when it is complete.
     Raises `BadArgument` for a target that exists, unless `overwrite`, and one that cannot be written, and what
     `read_state_dict` raises, or `CheckpointMismatch` for one without tensors.
     """
@@ -42,17 +43,17 @@ def convert_checkpoint(
     if target.is_dir() or (target.exists() and not overwrite):
         raise BadArgument(f"{target} exists already; give another name"
                           f"{'' if target.is_dir() else ', or overwrite=True (--force) to replace it'}")
-    tensors = read_state_dict(source, use_ema=ema is not False, need_ema=ema is True)
+    tensors = read_state_dict(source, use_ema=ema, need_ema=ema is True)
     if not tensors:
         raise CheckpointMismatch(f"{source} holds no tensors; give a checkpoint of a network.")
     for name, tensor in tensors.items():
         if tensor.dtype == torch.complex128:
             raise CheckpointMismatch(f"{source} holds {name!r} in complex128, which safetensors lacks; save it as complex64.")
-    write(tensors, target)
+    write(tensors, target, {ORIGIN: MINDSPORE} if made_by_mindspore(source) else {})
     return Converted(len(tensors), target.stat().st_size)
 
 
-def write(tensors: Mapping[str, Tensor], target: Path) -> None:
+def write(tensors: Mapping[str, Tensor], target: Path, said: Mapping[str, str]) -> None:
     """Write tensors as safetensors, which knows no two that share memory, nor any that skip part of theirs."""
     import safetensors.torch
 
@@ -65,6 +66,6 @@ def write(tensors: Mapping[str, Tensor], target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with aside(target) as path:
-            safetensors.torch.save_file(plain, path, metadata={"format": "pt"})
+            safetensors.torch.save_file(plain, path, metadata={"format": "pt", **said})
     except (OSError, safetensors.SafetensorError) as error:
         raise BadArgument(f"{target} cannot be written: {str(error).rstrip('.')}") from error

@@ -2,8 +2,8 @@
 
 What a file is, is read from its first bytes, not from its name: safetensors, PyTorch (zip and the older pickle
 stream), MindSpore or NumPy `.npz`. All but the pickle stream and NumPy's are memory-mapped: a tensor is read from disk
-when it is used. Training checkpoints are unwrapped, the averaged (EMA) weights preferred; the prefixes that
-`DistributedDataParallel` and `torch.compile` put before names are removed.
+when it is used. Training checkpoints are unwrapped: as timm does, PyTorch's averaged (EMA) weights are preferred; as MindCV does,
+MindSpore's last ones. The prefixes that `DistributedDataParallel` and `torch.compile` put before names are removed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ __all__ = [
     "load_checkpoint",
     "load_state_dict",
     "load_state_dict_from_path",
+    "made_by_mindspore",
     "preferred_file",
     "read_state_dict",
 ]
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 WRAPPERS = ("state_dict", "model", "encoder")
 AVERAGED = ("state_dict_ema", "model_ema")
+ORIGIN, MINDSPORE = "origin", "mindspore"  # what safetensors that we converted say of where they come from
 PREFIXES = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 
 # What a directory of weights is searched for, best first: names, then endings.
@@ -61,17 +63,21 @@ DAMAGE = (
 
 
 def read_state_dict(
-    path: str | os.PathLike[str], use_ema: bool = True, need_ema: bool = False
+    path: str | os.PathLike[str], use_ema: bool | None = None, need_ema: bool = False
 ) -> dict[str, Tensor]:
     """The tensors of a checkpoint file (or of a directory's `preferred_file`), on the CPU, named as in the bare model.
 
-    `use_ema` prefers a training checkpoint's averaged weights to its last ones; with `need_ema` it must have them.
-    MindSpore's normalisations come under torch's names. Raises `SourceUnavailable` for a file
+    `use_ema` prefers a training checkpoint's averaged weights to its last ones, or (False) takes the last; None prefers
+    what the file's own framework does: PyTorch's the averaged, MindSpore's the last. With `need_ema` it must have
+    averaged ones. MindSpore's normalisations come under torch's names. Raises `SourceUnavailable` for a file
     that is missing or damaged, `UnsafeCheckpoint` for one that would have to run code, `CheckpointMismatch` for one
     that holds no state dict.
     """
     path = preferred_file(path) if os.path.isdir(path) else Path(path)
-    content = unwrap(read_content(path), use_ema or need_ema, path, need_ema)
+    content = read_content(path)
+    if use_ema is None:
+        use_ema = not made_by_mindspore(path)
+    content = unwrap(content, use_ema or need_ema, path, need_ema)
     tensors = {}
     for name, value in clean_state_dict(content).items():
         if not isinstance(value, Tensor):
@@ -84,15 +90,44 @@ def read_state_dict(
     return tensors
 
 
-def read_content(path: Path) -> Mapping[str, Any]:
-    """What a file holds, by the kind that its first bytes show."""
+def made_by_mindspore(path: str | os.PathLike[str]) -> bool:
+    """Whether the tensors of a file come from MindSpore: its `.ckpt`, its safetensors, or what we converted from these.
+
+    Only headers are read. False for a file that is no checkpoint; raises `SourceUnavailable` for one that is missing.
+    """
+    path = preferred_file(path) if os.path.isdir(path) else Path(path)
+    start = first_bytes(path)
+    if start[8:9] != b"{":
+        return is_mindspore(start)
+    metadata = metadata_of(path)
+    return metadata.get("format") == "ms" or metadata.get(ORIGIN) == MINDSPORE
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; its tensors are not read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, *DAMAGE) as error:
+        raise damaged(path, "safetensors", error) from error
+
+
+def first_bytes(path: Path) -> bytes:
+    """Enough of a file to tell its kind."""
     if not path.is_file():
         raise SourceUnavailable(f"there is no file {path}; give the path of a checkpoint.")
     try:
         with path.open("rb") as stream:
-            start = stream.read(32)
+            return stream.read(32)
     except OSError as error:
         raise SourceUnavailable(f"{path} cannot be opened: {error.strerror}.") from error
+
+
+def read_content(path: Path) -> Mapping[str, Any]:
+    """What a file holds, by the kind that its first bytes show."""
+    start = first_bytes(path)
     if start.startswith(b"PK\x03\x04"):
         return read_npz(path) if path.suffix.lower() == ".npz" else read_torch(path, mapped=True)
     if start[8:9] == b"{":
@@ -198,6 +233,8 @@ def unwrap(content: Mapping[str, Any], use_ema: bool, path: Path, need_ema: bool
         if isinstance(inner, Mapping):
             return inner
     dicts = [name for name, value in content.items() if isinstance(value, Mapping)]
+    if dicts and set(dicts) <= set(AVERAGED):
+        raise CheckpointMismatch(f"{path} holds averaged (EMA) weights only; ask for them (ema=True, or --ema).")
     if dicts:
         raise CheckpointMismatch(
             f"{path} holds several parts ({', '.join(map(str, content))}); a state dict is looked for under "
@@ -221,7 +258,7 @@ def refuse_unsafe(weights_only: bool) -> None:
 
 def load_state_dict(
     checkpoint_path: str | os.PathLike[str],
-    use_ema: bool = True,
+    use_ema: bool | None = None,
     device: str | torch.device = "cpu",
     weights_only: bool = True,
 ) -> dict[str, Tensor]:
@@ -258,7 +295,7 @@ def load_state_dict_from_path(path: str | os.PathLike[str], weights_only: bool =
 def load_checkpoint(
     model: nn.Module,
     checkpoint_path: str | os.PathLike[str],
-    use_ema: bool = True,
+    use_ema: bool | None = None,
     device: str | torch.device = "cpu",
     strict: bool = True,
     remap: bool = False,
