@@ -28,6 +28,7 @@ from ziggurat.weights.pretrained import (
 MODULES = (
     *("resnet", "resnest", "senet", "sknet", "res2net", "resnetv2", "regnet", "byobnet", "byoanet", "cspnet"),
     *("densenet", "vovnet", "xception_aligned", "efficientnet", "mobilenetv3", "vision_transformer", "deit"),
+    *("nasnet", "pnasnet"),
 )
 OURS = {"pip_in1k"}  # tags that timm lacks
 PACKAGE = Path(next(iter(ziggurat.__path__)))
