@@ -24,6 +24,7 @@ _FILES: dict[str, str] = {
     "cond_conv2d": "CondConv2d get_condconv_initializer",
     "config": "is_exportable is_no_jit is_scriptable set_exportable set_fused_attn set_layer_config set_no_jit "
     "set_reentrant_ckpt set_scriptable use_fused_attn use_reentrant_ckpt",
+    "conv2d_ceil": "Conv2dCeil",
     "conv2d_same": "Conv2dSame conv2d_same create_conv2d_pad",
     "conv_bn_act": "ConvBnAct ConvNormAct ConvNormActAa",
     "coord_attn": "CoordAttn EfficientLocalAttn SimpleCoordAttn StripAttn",
