@@ -82,7 +82,15 @@ def leaves(names: Collection[str]) -> Mapping[str, set[str]]:
 
 RESNET = renamed((r"\bdown_sample\.", "downsample."), (r"^classifier\.", "fc."))
 
+CONVNEXT = renamed(  # to Meta's names, which the family reads
+    *((rf"^feature\.{2 * stage}\.", f"downsample_layers.{stage}.") for stage in range(4)),
+    *((rf"^feature\.{2 * stage + 1}\.", f"stages.{stage}.") for stage in range(4)),
+    (r"\.gamma_$", ".gamma"),
+    (r"^classifier\.", "head."),
+)
+
 RULES: dict[str, Rule] = {
+    "ConvNeXt": CONVNEXT,
     "ResNet": RESNET,
 }
 """By the name of the backbone's class."""
