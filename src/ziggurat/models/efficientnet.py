@@ -66,7 +66,7 @@ class EfficientNet(MobileBackbone):
         if self.stem_is_level:
             yield x
         for i, stage in enumerate(self.blocks):
-            for part in stage if self.levels_per == "block" else (stage,):
+            for part in stage.children() if self.levels_per == "block" else (stage,):
                 x = part(x)
                 if i in self.level_stages:
                     yield x

@@ -399,9 +399,10 @@ class MobileBackbone(Backbone):
         self.blocks = nn.Sequential()
         self.level_stages: list[int] = []  # by stride, a stage makes a level where the next one strides, and at the end
         for i, blocks in enumerate(stages):
-            self.blocks.append(nn.Sequential())
+            stage = nn.Sequential()
+            self.blocks.append(stage)
             for j, (block, width) in enumerate(maker.stage(width, blocks)):
-                self.blocks[i].append(block)
+                stage.append(block)
                 if levels_per == "block":
                     self.plan.mark(width, f"blocks.{i}.{j}")
             if levels_per != "stride" or i + 1 == len(stages) or strided[i + 1]:
