@@ -88,6 +88,16 @@ def _from_mindcv() -> dict[str, str | None]:
     return {theirs: ours for names in mindcv_names()["names"].values() for theirs, ours in names.items()}
 
 
+def mindcv_counterparts(patterns: Iterable[str]) -> dict[str, str]:
+    """MindCV's names that match a glob pattern and are called otherwise here, with what they are called."""
+    known = _names()
+    return {
+        theirs: ours
+        for theirs, ours in _from_mindcv().items()
+        if ours in known and ours != theirs and any(fnmatch.fnmatch(theirs, pattern) for pattern in patterns)
+    }
+
+
 def split_model_name_tag(model_name: str, no_tag: str = "") -> tuple[str, str]:
     """`architecture.tag` as a pair; `no_tag` stands in where there is no dot."""
     architecture, _, tag = model_name.partition(".")

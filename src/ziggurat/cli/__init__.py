@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 import typer
@@ -20,14 +21,20 @@ FAILED = 2  # exit status: nothing could be done as asked
 
 
 class Sentences(TyperGroup):
-    """Prints an error that is the user's to mend as its sentence; a traceback is for defects of ours."""
+    """Prints an error that is the user's to mend, and a warning, as its sentence; a traceback is for defects of ours."""
 
     def invoke(self, ctx: Any) -> Any:  # a Context of click, which newer typers bring inside themselves
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _say
+                return super().invoke(ctx)
         except ZigguratError as error:
             typer.echo(f"ziggurat: {error}", err=True)
             raise typer.Exit(FAILED) from error
+
+
+def _say(message: Warning | str, *where: object, **more: object) -> None:
+    typer.echo(f"ziggurat: {message}", err=True)
 
 
 app = typer.Typer(

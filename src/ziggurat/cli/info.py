@@ -22,14 +22,15 @@ def run(
       ziggurat info tf_efficientnet_lite0.pip_in1k --json
 
     'ziggurat search' finds architectures by these facts. Licences and data sets are those that the publishers of the
-    weights state; data sets are in the order of training. With --json: all facts, by the names of `ModelInfo` and
+    weights state; data sets are in the order of training. MindCV's name of an architecture, or a former one, is answered
+    with the one that it has here. With --json: all facts, by the names of `ModelInfo` and
     `WeightsInfo`, null where nothing is known.
 
     Exit status: 0; 2 for a name that does not exist (the nearest ones are named).
     """
-    from ..registry import model_info
+    from ..registry import model_info, resolve_name
 
-    info = model_info(name)
+    info = model_info(resolve_name(name))
     if as_json:
         print_json(info)
     else:

@@ -28,7 +28,7 @@ def run(
 
     Exit status: 0; 1 if no name matches; 2 for a module that does not exist.
     """
-    from ..registry import list_models, list_modules
+    from ..registry import list_models, list_modules, mindcv_counterparts
 
     known = list_modules()
     for name in module or ():
@@ -41,5 +41,7 @@ def run(
     elif names:
         typer.echo("\n".join(names))
     if not names:
-        typer.echo("no architecture matches; patterns need their stars: '*resnet*' finds what has resnet in it", err=True)
+        renamed = ", ".join(f"{theirs} is {ours}" for theirs, ours in mindcv_counterparts(patterns or ()).items())
+        typer.echo(f"no architecture matches, but MindCV's names do: {renamed}" if renamed else
+                   "no architecture matches; patterns need their stars: '*resnet*' finds what has resnet in it", err=True)
         raise typer.Exit(1)
