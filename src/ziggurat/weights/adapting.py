@@ -246,10 +246,11 @@ def fit_classifier(
         weight = own.get(f"{heads[0]}weight")
         classes = 0 if weight is None else weight.shape[0]
     if classes == cfg.num_classes:
-        if cfg.label_offset:
+        offset = cfg.label_offset
+        if offset:
             for name in fitted:
                 if name.startswith(heads):
-                    fitted[name] = fitted[name][cfg.label_offset :]
+                    fitted[name] = fitted[name][offset:] if offset > 0 else fitted[name][:classes]
         return set()
     ours = {name: tensor.shape for name, tensor in own.items() if name.startswith(heads)}
     theirs = {name: tensor.shape for name, tensor in fitted.items() if name.startswith(heads)}

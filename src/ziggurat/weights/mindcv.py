@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from ziggurat.errors import CheckpointMismatch
 
-__all__ = ["COUNTER", "MINDCV_TAG", "from_mindcv"]
+__all__ = ["COUNTER", "from_mindcv"]
 
 Tensors: TypeAlias = dict[str, Tensor]
 Rule: TypeAlias = Callable[[Tensors, Collection[str]], Tensors]
 
-MINDCV_TAG = "mindcv_in1k"  # of the weights that MindCV publishes; the tables say what else they need
 COUNTER = "num_batches_tracked"  # MindSpore has none, old checkpoints of torch neither, and inference never reads it
 
 
@@ -53,34 +52,101 @@ def in_order(start: str) -> Rule:
     def rule(state_dict: Tensors, own: Collection[str]) -> Tensors:
         if not any(map(pattern.match, state_dict)):
             return state_dict
-        theirs, ours = leaves(state_dict), leaves(own)
-        new_names = dict(zip(theirs, ours))  # what a network cut after a level lacks comes last
-        for their_path, our_path in new_names.items():
-            if theirs[their_path] != ours[our_path]:
-                raise CheckpointMismatch(
-                    f"the checkpoint's module {their_path} has {', '.join(sorted(theirs[their_path]))} where the model's "
-                    f"{our_path} has {', '.join(sorted(ours[our_path]))}. Choose the architecture that it is of."
-                )
-        found = {}
-        for name, tensor in state_dict.items():
-            path, _, leaf = name.rpartition(".")
-            found[f"{new_names.get(path, path)}.{leaf}"] = tensor
-        return found
+        # what a network cut after a level lacks comes last
+        return moved(state_dict, paired(leaves(state_dict), leaves(own)))
 
     return rule
 
 
+def numbered(start: str, trunk: Collection[str], others: Rule) -> Rule:
+    """A rule for networks whose layers are numbered through in MindCV, the names that match `start`.
+
+    They are the layers of the model's top-level modules `trunk`, in order of their numbers, in whichever order the file
+    has them. `others` renames the rest.
+    """
+    pattern = re.compile(start)
+
+    def rule(state_dict: Tensors, own: Collection[str]) -> Tensors:
+        inside = sorted((name for name in state_dict if pattern.match(name)), key=numbers)
+        ours = leaves([name for name in own if name.partition(".")[0] in trunk])
+        return others(moved(state_dict, paired(leaves(inside), ours)), own)
+
+    return rule
+
+
+def paired(theirs: Mapping[str, set[str]], ours: Mapping[str, set[str]]) -> dict[str, str]:
+    """Layers of a checkpoint and the model's, in order, as far as both go; raises `CheckpointMismatch` for unlike ones."""
+    new_paths = dict(zip(theirs, ours))
+    for their_path, our_path in new_paths.items():
+        if theirs[their_path] != ours[our_path]:
+            raise CheckpointMismatch(
+                f"the checkpoint's module {their_path} has {', '.join(sorted(theirs[their_path]))} where the model's "
+                f"{our_path} has {', '.join(sorted(ours[our_path]))}. Choose the architecture that it is of."
+            )
+    return new_paths
+
+
+def moved(state_dict: Tensors, new_paths: Mapping[str, str]) -> Tensors:
+    """The state dict with layers at new paths; layers that have none stay."""
+    split = ((*path_and_leaf(name), tensor) for name, tensor in state_dict.items())
+    return {f"{new_paths.get(path, path)}.{leaf}": tensor for path, leaf, tensor in split}
+
+
+def numbers(name: str) -> list[int]:
+    """All numbers in a name."""
+    return [int(digits) for digits in re.findall(r"\d+", name)]
+
+
+def path_and_leaf(name: str) -> tuple[str, str]:
+    """A tensor's name as its layer's path and the rest; a gate's two convolutions make one layer."""
+    path, _, leaf = name.rpartition(".")
+    gate, _, part = path.rpartition(".")
+    return (gate, f"{part}.{leaf}") if part in ("conv_reduce", "conv_expand") else (path, leaf)
+
+
 def leaves(names: Collection[str]) -> Mapping[str, set[str]]:
-    """Paths of the modules that hold tensors, in order, and what each calls them; without batch-norm counters."""
+    """Paths of the layers that hold tensors, in order, and what each calls them; without batch-norm counters."""
     found: dict[str, set[str]] = {}
     for name in names:
-        path, _, leaf = name.rpartition(".")
+        path, leaf = path_and_leaf(name)
         if leaf != COUNTER:
             found.setdefault(path, set()).add(leaf)
     return found
 
 
-RESNET = renamed((r"\bdown_sample\.", "downsample."), (r"^classifier\.", "fc."))
+def shortcuts(names: Collection[str]) -> dict[str, list[str]]:
+    """The numbered layers of each residual block's shortcut, in order: `{"layer1.0.downsample": ["0", "1"]}`."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names, key=numbers):
+        block = SHORTCUT.match(name)
+        if block and block[2] not in found.setdefault(block[1], []):
+            found[block[1]].append(block[2])
+    return found
+
+
+def resnet(state_dict: Tensors, own: Collection[str]) -> Tensors:
+    """Shortcuts and classifier; where MindCV's shortcut has no pool, and ours one that does nothing, its layers move on."""
+    found = RESNET_NAMES(state_dict, own)
+    theirs, ours = shortcuts(found), shortcuts(own)
+    return moved(found, {f"{block}.{old}": f"{block}.{new}" for block in theirs if block in ours
+                         for old, new in zip(theirs[block], ours[block])})
+
+
+def mobilenet_v3(state_dict: Tensors, own: Collection[str]) -> Tensors:
+    """The head's convolution, which is a fully connected layer there, and the classifier."""
+    found = V3_NAMES(state_dict, own)
+    if "conv_head.weight" in found and found["conv_head.weight"].ndim == 2:
+        found["conv_head.weight"] = found["conv_head.weight"][:, :, None, None]
+    return found
+
+
+SHORTCUT = re.compile(r"(layer\d+\.\d+\.downsample)\.(\d+)\.")
+RESNET_NAMES = renamed((r"\bdown_sample\.", "downsample."), (r"^classifier\.", "fc."))
+
+NUMBERED = r"features[._]\d"  # with an underscore where MindCV saved a pyramid
+V3_NAMES = renamed((r"^classifier\.0\.", "conv_head."), (r"^classifier\.3\.", "classifier."))
+
+PVT = renamed(*((rf"^Blocks\.{stage}\.", f"block{stage + 1}.") for stage in range(4)))
 
 CONVNEXT = renamed(  # to Meta's names, which the family reads
     *((rf"^feature\.{2 * stage}\.", f"downsample_layers.{stage}.") for stage in range(4)),
@@ -90,7 +156,12 @@ CONVNEXT = renamed(  # to Meta's names, which the family reads
 )
 
 RULES: dict[str, Rule] = {
+    "ByobNet": renamed((r"\b(rbr_dense|rbr_1x1)\.0\.", r"\1.conv."), (r"\b(rbr_dense|rbr_1x1)\.1\.", r"\1.bn.")),
     "ConvNeXt": CONVNEXT,
-    "ResNet": RESNET,
+    "EfficientNet": numbered(NUMBERED, ("conv_stem", "bn1", "blocks", "conv_head", "bn2"),
+                             others=renamed((r"^(?:classifier\.1|mlp_head)\.", "classifier."))),
+    "MobileNetV3": numbered(NUMBERED, ("conv_stem", "bn1", "blocks"), others=mobilenet_v3),
+    "ResNet": resnet,
+    "PyramidVisionTransformer": PVT,
 }
 """By the name of the backbone's class."""

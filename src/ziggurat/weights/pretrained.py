@@ -9,7 +9,8 @@ share, and a table `[architecture.tag]` holds what differs. Four conventions kee
 - `first_conv`, `classifier` and `pool_size` are the model's to know: `complete` fills them in from the catalog, and
   a row states them only where the publisher's value is another one.
 
-The first tag of an architecture is the default one. Licences are those of timm's configurations; where a publisher
+The first tag of an architecture is the default one. MindCV's weights come last: `mindcv.toml` holds them, for all
+modules, in tables `[module.architecture]`. Licences are those of timm's configurations; where a publisher
 states another one, and which data the weights were trained on, `provenance` knows. Reading a table needs no torch.
 """
 
@@ -32,6 +33,8 @@ else:
 __all__ = ["DefaultCfg", "PretrainedCfg", "complete", "filter_pretrained_cfg", "pretrained_cfgs", "table_modules"]
 
 TABLES = Path(__file__).with_name("tables")
+MINDCV = Path(__file__).with_name("mindcv.toml")
+MINDCV_TAG = "mindcv_in1k"
 SOURCE_FIELDS = frozenset({"url", "file", "hf_hub_id", "hf_hub_filename", "source", "package", "package_file"})
 PIXELS = {  # name: mean and standard deviation of each channel, pixel values being in [0, 1]
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -79,7 +82,7 @@ class PretrainedCfg:
 
     # what the weights say
     num_classes: int = 1000
-    label_offset: int | None = None  # leading classes of the checkpoint that are background
+    label_offset: int | None = None  # leading classes of the checkpoint that are background; negative: the last ones
     label_names: tuple[str, ...] | None = None
     label_descriptions: dict[str, str] | None = None
 
@@ -155,19 +158,32 @@ def read_toml(path: Path) -> dict[str, Any]:
 def pretrained_cfgs(module: str) -> dict[str, dict[str, PretrainedCfg]]:
     """The published weights of a module: architecture -> tag -> configuration, the default tag first.
 
-    A module without a table has none. What comes back is shared by all callers: change a copy
+    A module without a table has none but MindCV's. What comes back is shared by all callers: change a copy
     (`dataclasses.replace`). `first_conv`, `classifier` and `pool_size` are None until `complete` has filled them;
     an empty tuple there says that they stay None.
     """
     path = TABLES / f"{module}.toml"
-    if not path.is_file():
-        return {}
-    table = read_toml(path)
+    table = read_toml(path) if path.is_file() else {"default": {}}
     default = table.pop("default")
-    return {
+    found = {
         architecture: {tag: row_cfg(architecture, tag, {**default, **row}) for tag, row in rows.items()}
         for architecture, rows in table.items()
     }
+    default, rows = mindcv_rows(module)
+    for architecture, row in rows.items():
+        found.setdefault(architecture, {})[MINDCV_TAG] = row_cfg(architecture, MINDCV_TAG, {**default, **row})
+    return found
+
+
+def mindcv_rows(module: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What MindCV's weights share, and by architecture what those of a module have besides."""
+    table = _mindcv_table()
+    return table["default"], table.get(module, {})
+
+
+@functools.cache
+def _mindcv_table() -> dict[str, Any]:
+    return read_toml(MINDCV)
 
 
 def row_cfg(architecture: str, tag: str, row: dict[str, Any]) -> PretrainedCfg:

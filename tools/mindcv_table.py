@@ -1,0 +1,146 @@
+"""Write `src/ziggurat/weights/mindcv.toml`, the weights that MindCV publishes, from an installed MindCV.
+
+    make parity-mindcv makes the environment; then, in it:
+    PYTHONPATH=src python tools/mindcv_table.py [--check]
+
+Addresses and input sizes are MindCV's `default_cfgs`, read by introspection; where these say nothing of the
+preprocessing, the defaults of MindCV's `create_transforms` hold. Names become ours by `compat/mindcv.json`. What a
+network computes otherwise than ours does by default is stated here, in `TRAINED_WITH`, and held to MindCV's outputs by
+the tests; only families that are so held have rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GLOG_v", "3")  # MindSpore's own log: errors only
+
+from mindcv.models.registry import model_entrypoint
+from mindcv.version import __version__
+
+from ziggurat.registry import catalog
+
+PACKAGE = Path(__file__).resolve().parents[1] / "src" / "ziggurat"
+TABLE = PACKAGE / "weights" / "mindcv.toml"
+ADDRESS = "https://download.mindspore.cn/toolkits/mindcv/"
+
+SAME_POOL = dict(pool_pad_type="same")
+SAME = dict(pad_type="same", bn_eps=1e-5)
+
+# MindCV's modules that are held to its outputs, and by patterns of our names what they need: the first that fits
+TRAINED_WITH: dict[str, dict[str, dict[str, Any]]] = {
+    "cmt": {},
+    "convnext": {"*": dict(act_layer="gelu_tanh", pad_type="same")},
+    "efficientnet": {"efficientnet_b[567]": dict(pad_type="same", bn_eps=1e-3), "*": SAME},
+    "googlenet": {},
+    "hrnet": {},
+    "mnasnet": {},
+    "mobilenetv1": {},
+    "mobilenetv2": {},
+    "mobilenetv3": {},
+    "nasnet": {},
+    "pnasnet": {},
+    "pvt": {},
+    "repmlp": {},
+    "repvgg": {},
+    "res2net": {},
+    "resnest": {"*": SAME_POOL},
+    "resnet": {"*": SAME_POOL},
+    "rexnet": {},
+    "shufflenetv1": {},
+    "shufflenetv2": {},
+    "squeezenet": {},
+}
+
+HEADER = f"""\
+# The weights that MindCV publishes, by our module and architecture, with the tag mindcv_in1k: where they lie, what they
+# expect to see, and the arguments (trained_with) with which our architecture computes what MindCV's does. A row without
+# an address is for checkpoints of one's own. MindCV (Apache-2.0) states no licence of the weights. Origin of the facts:
+# MindCV {__version__}, read by introspection by tools/mindcv_table.py, which writes this file (do not edit by hand).
+"""
+DEFAULT = """
+[default]
+pixels = "imagenet"
+interpolation = "bilinear"
+"""
+
+
+def stated(name: str) -> dict[str, Any]:
+    """What MindCV says of the weights `name`."""
+    module = sys.modules[model_entrypoint(name).__module__]
+    return dict(getattr(module, "default_cfgs", {}).get(name) or {})
+
+
+def best(names: list[str]) -> str:
+    """Of MindCV's names for one network, the one whose weights are published, or that says no other image size."""
+    return min(names, key=lambda name: (not stated(name).get("url"), not name.endswith("_224"), name))
+
+
+def row(name: str, trained_with: dict[str, Any]) -> dict[str, Any]:
+    cfg = stated(name)
+    found: dict[str, Any] = {}
+    url = cfg.get("url") or ""
+    assert not url or url.startswith(ADDRESS), url
+    if url:
+        found["url"] = url
+    if cfg.get("num_classes", 1000) == 1001:
+        found["label_offset"] = -1  # MindCV drops the last
+    if list(cfg.get("input_size", (3, 224, 224))) != [3, 224, 224]:
+        found["input_size"] = list(cfg["input_size"])
+    for key in ("interpolation", "crop_pct", "fixed_input_size"):
+        if key in cfg:
+            found[key] = cfg[key]
+    if trained_with:
+        found["trained_with"] = trained_with
+    return found
+
+
+def as_toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {as_toml(inner)}" for key, inner in value.items()) + " }"
+    return json.dumps(value)
+
+
+def page() -> str:
+    names = json.loads((PACKAGE / "compat" / "mindcv.json").read_text(encoding="utf-8"))["names"]
+    modules: dict[str, dict[str, dict[str, Any]]] = {}
+    for mindcv_module, trained_with in TRAINED_WITH.items():
+        theirs: dict[str, list[str]] = {}
+        for name, ours in names[mindcv_module].items():
+            theirs.setdefault(ours, []).append(name)
+        for ours, candidates in theirs.items():
+            if ours not in catalog():
+                print(f"{ours} is not in the catalog: no row")
+                continue
+            needs = next((args for pattern, args in trained_with.items() if fnmatchcase(ours, pattern)), {})
+            modules.setdefault(catalog()[ours]["module"], {})[ours] = row(best(candidates), needs)
+    lines = [HEADER + DEFAULT]
+    for module in sorted(modules):
+        order = {name: i for i, name in enumerate(catalog(module))}
+        for ours in sorted(modules[module], key=lambda name: order[name]):
+            lines.append(f"[{module}.{ours}]")
+            lines += [f"{key} = {as_toml(value)}" for key, value in modules[module][ours].items()]
+            lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 where the committed file differs")
+    args = parser.parse_args()
+    text = page()
+    stale = not TABLE.is_file() or TABLE.read_text(encoding="utf-8") != text
+    if not args.check:
+        TABLE.write_text(text, encoding="utf-8")
+    sys.stdout.flush()
+    os._exit(int(args.check and stale))  # MindSpore's own end prints a traceback a cell
+
+
+if __name__ == "__main__":
+    main()
