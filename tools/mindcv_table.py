@@ -32,6 +32,7 @@ ADDRESS = "https://download.mindspore.cn/toolkits/mindcv/"
 
 SAME_POOL = dict(pool_pad_type="same")
 SAME = dict(pad_type="same", bn_eps=1e-5)
+SAME_STEM_NOT = dict(pad_type="same", stem_pad_type="")
 
 # MindCV's modules that are held to its outputs, and by patterns of our names what they need: the first that fits
 TRAINED_WITH: dict[str, dict[str, dict[str, Any]]] = {
@@ -40,10 +41,14 @@ TRAINED_WITH: dict[str, dict[str, dict[str, Any]]] = {
     "efficientnet": {"efficientnet_b[567]": dict(pad_type="same", bn_eps=1e-3), "*": SAME},
     "googlenet": {},
     "hrnet": {},
-    "mnasnet": {},
-    "mobilenetv1": {},
+    "mnasnet": {"*": dict(bn_eps=1e-3)},
+    "mobilenetv1": {"*": dict(act_layer="relu")},
     "mobilenetv2": {},
-    "mobilenetv3": {},
+    "mobilenetv3": {
+        "mobilenetv3_large_075": SAME_STEM_NOT | dict(scale_expansion=True, num_features=960),
+        "mobilenetv3_small_075": SAME_STEM_NOT | dict(scale_expansion=True, num_features=768),
+        "*": SAME_STEM_NOT,
+    },
     "nasnet": {},
     "pnasnet": {},
     "pvt": {},
