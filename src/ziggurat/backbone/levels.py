@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -27,6 +28,8 @@ class Levels(nn.Module):
     """Path of the norm that closes the trunk, where `norm=True` may apply it to levels."""
     isotropic: ClassVar[bool] = False
     """All levels have the width and the grid of the last, so the final norm fits each of them (a plain ViT)."""
+    ends_in_tokens: ClassVar[bool] = False
+    """Levels are maps, and what the trunk yields behind the last are tokens (B N C) that the head reads."""
 
     min_size: int = 32
     """The least height and width of an image; set it lower on a model at your own risk of maps without pixels."""
@@ -69,7 +72,10 @@ class Levels(nn.Module):
         raise NotImplementedError
 
     def runs_after(self, level: str) -> list[str]:
-        """Paths of modules that run after the level of the module at `level` though they are registered before it."""
+        """Paths of what is used after the level of the module at `level` though it is registered before it.
+
+        Modules in the order in which they run, or parameters.
+        """
         return []
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
@@ -193,8 +199,9 @@ class Levels(nn.Module):
         self._strides, self._boundaries = tuple(held), tuple(found)
         for boundary in found:
             if boundary.level:
+                modules = dict(self.named_modules())
                 later = self._registered_after(self.plan.levels[boundary.level - 1]["module"])
-                module = self.get_submodule(max(later, key=lambda path: path.count(".")))  # the nearest
+                module = modules[max(filter(modules.get, later), key=lambda path: path.count("."))]  # the nearest
                 while isinstance(module, (nn.Sequential, nn.ModuleList)):
                     module = module[0]  # which is called, whether the container is or its children are
                 module.register_forward_pre_hook(ShiftsInput(boundary, self.layout == "NHWC"))
@@ -204,12 +211,15 @@ class Levels(nn.Module):
     def _stitched(self, level: Tensor, index: int, x: Tensor) -> Tensor:
         """What the trunk yielded at `index` as one dense map an image of the batch `x`, in the same layout.
 
-        Tokens before the patches are those of the undisturbed network.
+        Tokens before the patches are those of the undisturbed network, and so is what is no map.
         """
+        behind = index >= len(self.plan.levels)
         index = min(index, len(self.plan.levels) - 1)
         phases = [boundary.phases for boundary in self._boundaries if boundary.level <= index]
         if not phases:
             return level
+        if behind and self.ends_in_tokens:
+            return level[:: math.prod(phases) ** 2]
         batch, _, height, width = x.shape
         native, held = self.plan.levels[index]["reduction"], self._strides[index]
         size = level_size(height, width, held, self.plan.cut)
@@ -344,7 +354,10 @@ class Levels(nn.Module):
         return self._registered_after(self.feature_info[self._depth - 1]["module"])
 
     def _registered_after(self, path: str) -> list[str]:
-        """Paths of the modules registered after the one at `path`, on its own level and on those above."""
+        """Paths of what is used after the module at `path`: first what is not registered in that order, then modules.
+
+        Those are the ones registered after it, on its own level and on those above.
+        """
         later: list[str] = []
         owner: nn.Module = self
         prefix = ""
@@ -353,12 +366,14 @@ class Levels(nn.Module):
             later += [prefix + n for n in names[names.index(name) + 1 :] if owner._modules[n] is not None]
             prefix += name + "."
             owner = owner.get_submodule(name)
-        return later + self.runs_after(path)
+        return self.runs_after(path) + later
 
     def _drop(self, path: str, instead: nn.Module | None = None) -> None:
         owner_path, _, name = path.rpartition(".")
         owner = self.get_submodule(owner_path)
-        if instead is None and isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        if name in owner._parameters:
+            owner._parameters[name] = None
+        elif instead is None and isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             del owner._modules[name]
         else:
             owner._modules[name] = instead

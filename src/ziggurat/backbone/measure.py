@@ -116,7 +116,7 @@ def measure(
 
 def _last_reduction(model: Backbone, features: Tensor, input_size: tuple[int, int, int]) -> int | None:
     """Stride of the map that the head reads; None for tokens."""
-    if model.layout == "NLC":
+    if model.layout == "NLC" or model.ends_in_tokens:
         return None
     side = features.shape[2] if model.layout == "NCHW" else features.shape[1]
     last = model.feature_info[-1]["reduction"]

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 __all__ = [
     "MATCH_PREV_GROUP",
+    "as_number",
     "checkpoint_units",
     "group_modules",
     "group_parameters",
@@ -92,6 +93,11 @@ def _matchers(groups: dict[str, Any]) -> list[tuple[tuple[int, ...], re.Pattern[
     return rows
 
 
+def as_number(part: str | float) -> float:
+    """A captured number, or a letter as its place in the alphabet: stages a, b, c."""
+    return float(ord(part.lower()) - ord("a")) if isinstance(part, str) and part.isalpha() else float(part)
+
+
 def group_with_matcher(
     named_objects: Iterator[tuple[str, Any]],
     group_matcher: Matcher,
@@ -113,7 +119,7 @@ def group_with_matcher(
                 found = pattern.match(name)
                 if found:
                     captured = (g for g in found.groups() if g is not None)
-                    return tuple(float(part) for part in chain(ordinal, captured, suffix or ()))
+                    return tuple(map(as_number, chain(ordinal, captured, suffix or ())))
             return (float("inf"),)
 
     by_key: dict[Any, list[Any]] = defaultdict(list)
