@@ -115,6 +115,7 @@ def make(name: str, sizes: list[int], out: Path, full: Path | None) -> None:
         mindcv=mindcv_version,
         mindspore=mindspore.__version__,
         parameters=[[p.name, list(p.shape), bool(p.requires_grad)] for p in net.get_parameters()],
+        half=[p.name for p in net.get_parameters() if p.dtype == mindspore.float16],
         levels=info,
         outputs={},
         failures={},

@@ -51,7 +51,9 @@ def checkpoint(name: str, directory: Path) -> Path:
     with path.open("wb") as stream:
         for key, shape, trainable in facts(name)["parameters"]:
             value = drawn(key, tuple(shape), trainable)
-            stream.write(value_of(key, oracle(name)[f"kept/{key}"] if value is None else value))
+            value = oracle(name)[f"kept/{key}"] if value is None else value
+            is_half = key in facts(name).get("half", ())  # PVT's positions
+            stream.write(value_of(key, value.astype(np.float16) if is_half else value))
     return path
 
 
