@@ -40,7 +40,7 @@ TRAINED_WITH: dict[str, dict[str, dict[str, Any]]] = {
     "convnext": {"*": dict(act_layer="gelu_tanh", pad_type="same")},
     "efficientnet": {"efficientnet_b[567]": dict(pad_type="same", bn_eps=1e-3), "*": SAME},
     "googlenet": {},
-    "hrnet": {},
+    "hrnet": {"*": dict(head_conv_bias=False)},
     "mnasnet": {"*": dict(bn_eps=1e-3)},
     "mobilenetv1": {"*": dict(act_layer="relu")},
     "mobilenetv2": {},

@@ -155,13 +155,26 @@ CONVNEXT = renamed(  # to Meta's names, which the family reads
     (r"^classifier\.", "head."),
 )
 
+HRNET = renamed((r"\bdown_sample\.", "downsample."), (r"^downsample_modules\.", "downsamp_modules."))
+
+REXNET = renamed(
+    (r"^features_(\d+)\.", r"features.\1."),  # of a pyramid that MindCV saved
+    (r"\.features\.0\.", ".conv."),
+    (r"\.features\.1\.", ".bn."),
+    (r"\.se\.conv_reduce\.", ".se.fc1."),
+    (r"\.se\.conv_expand\.", ".se.fc2."),
+    (r"^cls\.1\.", "head.fc."),
+)
+
 RULES: dict[str, Rule] = {
     "ByobNet": renamed((r"\b(rbr_dense|rbr_1x1)\.0\.", r"\1.conv."), (r"\b(rbr_dense|rbr_1x1)\.1\.", r"\1.bn.")),
     "ConvNeXt": CONVNEXT,
     "EfficientNet": numbered(NUMBERED, ("conv_stem", "bn1", "blocks", "conv_head", "bn2"),
                              others=renamed((r"^(?:classifier\.1|mlp_head)\.", "classifier."))),
+    "HighResolutionNet": HRNET,
     "MobileNetV3": numbered(NUMBERED, ("conv_stem", "bn1", "blocks"), others=mobilenet_v3),
-    "ResNet": resnet,
     "PyramidVisionTransformer": PVT,
+    "ResNet": resnet,
+    "RexNet": REXNET,
 }
 """By the name of the backbone's class."""
