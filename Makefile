@@ -5,6 +5,7 @@
 
 BOOTSTRAP ?= python3
 VENV ?= .venv
+MINDSPORE_VENV ?= .venv-mindspore
 JOBS ?= 2
 F ?=
 SHARD ?= 0/1
@@ -21,11 +22,11 @@ endif
 
 in_src = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} PYTHONPATH=$(CURDIR)/src $(PYTHON)
 
-.PHONY: help setup fix lint test family catalog parity bench docs demo
+.PHONY: help setup fix lint test family catalog parity parity-mindcv bench docs demo
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## */\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## */\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 setup: $(call ready,test) $(call ready,lint) ## the environment with all that the other commands need
 
@@ -53,6 +54,10 @@ catalog: $(call ready,test) ## measure the architectures of F=resnet (or of all)
 parity: $(call ready,test) ## every architecture against timm, resumable (hours; SHARD=0/4: every fourth)
 	$(in_src) tests/parity/oracle.py --shard $(SHARD) --resume parity-results/shard-$(subst /,-of-,$(SHARD)).json
 
+parity-mindcv: $(call ready,test) $(MINDSPORE_VENV)/.ready ## MindCV's outputs anew (2.8 GB of MindSpore), and our networks against them
+	$(MINDSPORE_VENV)/bin/python tests/parity/make_mindcv.py
+	$(in_src) tests/parity/mindcv.py
+
 bench: $(call ready,test) ## each benchmark, with its ratio to a peer
 	@for file in benchmarks/*.py; do echo "== $$file"; PYTHONPATH=$(CURDIR)/src $(PYTHON) $$file || exit 1; done
 
@@ -62,6 +67,12 @@ docs: $(call ready,test) ## the API pages, from docstrings
 $(VENV)/bin/python:
 	@$(BOOTSTRAP) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "ziggurat needs Python 3.10 or newer; name one: make BOOTSTRAP=python3.11"; exit 2; }
 	$(BOOTSTRAP) -m venv $(VENV)
+
+# MindSpore and MindCV, which nothing but the oracle needs, apart from all else: they ask for an older NumPy.
+$(MINDSPORE_VENV)/.ready: tests/parity/mindcv_requirements.txt
+	$(BOOTSTRAP) -m venv $(MINDSPORE_VENV)
+	$(MINDSPORE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 # Packages are installed anew when pyproject.toml changes. The demo runs the package as it is installed, so there the
 # code counts too; everything else runs the code in src.
