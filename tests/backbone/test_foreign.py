@@ -548,7 +548,7 @@ class Wide(nn.Module):
     (Own, dict(levels=["trunk.0", "embed"]), r"not in the order that they run; give \['embed', 'trunk.0'\]"),
     (Own, dict(levels=["pool"]), "'pool' puts out .* whatever the size"),
     (Own, dict(levels=["head"]), "'head' puts out .* no map"),
-    (Own, dict(levels=None), "Own has no feature_info that names them"),
+    (Own, dict(levels=None), "Own has no feature_info that names its levels, a list of dict"),
     (Own, dict(levels=OWN, layout="NHCW"), "layout='NHCW'"),
     (Own, dict(levels=OWN, layout="NLC"), "layout='NLC': level 'embed' puts out"),
     (Own, dict(levels=OWN, layout="NHWC"), "'embed' is no map of a whole stride"),

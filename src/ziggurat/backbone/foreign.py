@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ..errors import BadArgument
 from .base import Backbone
-from .observing import Observed, few, meta_copy, observe
+from .observing import Form, Observed, disorder, few, meta_copy, observe
 from .plan import FeatureInfo, check_choice, take_strides
 from .tracing import Part, Untraceable, cut
 from .units import named_units
@@ -35,7 +36,9 @@ def as_backbone(
         model.pyramid(images)       # {4: ..., 8: ..., 16: ..., 32: ...}
 
     - `levels`: paths of the submodules whose outputs are the levels, in the order that they run. Left out, they are
-      those that the module's own `feature_info` names (a sequence of dicts with `module` or `name`).
+      those that the module's own `feature_info` names: a sequence of dicts with `module`, `num_chs` and `reduction`
+      (timm) or `name`, `chs` and `reduction` (MindCV). Of a module with `is_rewritten = True` they are what its forward
+      returns, a list of maps that `feature_info` names in order.
     - `features_only`, `out_indices`, `out_strides`: as in `create_model`.
     - `in_chans`: channels of the images, where the first convolution does not tell.
     - `input_size`: an image size that the module takes.
@@ -46,14 +49,26 @@ def as_backbone(
     `copy.deepcopy(module)` to keep the whole. What it gives is described in `Foreign`.
 
     Raises `BadArgument` for a level that is no submodule, does not run just once and in the order given, or puts out
-    no map; and where no input channels or size are found that the module takes.
+    no map, or another one than `feature_info` states; and where no input channels or size are found that the module
+    takes. Warns where MindCV, which reads such a `feature_info` as a list of modules to call in order of registration,
+    would compute something else than the module's forward, which is what counts here.
     """
-    names = _own_levels(module) if levels is None else tuple([levels] if isinstance(levels, str) else levels)
+    facts = _own_levels(module) if levels is None else []
+    if facts:
+        names = tuple(fact.get("module") or fact["name"] for fact in facts)
+    else:
+        names = tuple([levels] if isinstance(levels, str) else levels or ())
     if layout not in (None, "NCHW", "NHWC", "NLC"):
         raise BadArgument(f"layout={layout!r}: give 'NCHW', 'NHWC' or 'NLC', or leave it out")
     check_choice(features_only, out_indices, out_strides)
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
-    model = Foreign(module, names, observe(module, names, in_chans, size, layout))
+    returned = bool(facts) and bool(getattr(module, "is_rewritten", False))
+    observed = observe(module, names, in_chans, size, layout, returned, "feature_info" if facts else "levels")
+    if facts:
+        _check_statements(module, facts, names, observed.forms)
+        if not returned and not any("module" in fact for fact in facts):
+            _warn_of_disorder(module, names, observed)
+    model = Foreign(module, names, observed)
     if features_only:
         if out_strides is not None:
             out_indices = take_strides(model.feature_info.reduction(), out_strides)
@@ -95,6 +110,7 @@ class Foreign(Backbone):
             self.__dict__[kind] = module.__dict__[kind]
         self.training = module.training
         self.min_size = 1  # the module's own affair
+        self._returned = observed.returned
         self._projects = observed.projects
         self._forms = observed.forms
         for name, form in zip(levels, observed.forms):
@@ -107,8 +123,10 @@ class Foreign(Backbone):
         self._parts: dict[bool, list[Part]] = {}
         shell = meta_copy(module)
         try:
+            if observed.returned and any(form.is_overwritten for form in observed.forms):
+                raise Untraceable("it changes levels in place after it made them")
             for mode in (False, True):
-                self._parts[mode] = cut(shell.train(mode), levels, path)
+                self._parts[mode] = cut(shell.train(mode), levels, path, observed.returned)
             starts, otherwise = self._starts_of_parts(), len(levels) + 1
             if observed.guarded & starts.keys():
                 raise Untraceable("it runs parts without gradients, or in autocast")
@@ -190,6 +208,9 @@ class Foreign(Backbone):
 
     def _watched(self, x: Tensor) -> tuple[list[Tensor], _Outcome | None]:
         """All levels held as maps, and the module's output unless the pass could end with the last of them."""
+        if self._returned:
+            output = self.wrapped(x)
+            return [form.as_map(level, *x.shape[-2:]) for form, level in zip(self._forms, output)], _Outcome(output)
         paths = self.feature_info.module_name(range(self._depth))
         maps: dict[str, Tensor] = {}
         embedding: list[Tensor] = []
@@ -292,9 +313,11 @@ class Foreign(Backbone):
     def units(self) -> str:  # type: ignore[override]
         """Paths of the members of levels that are sequences, and of the other levels made of parts, as one pattern."""
         found: list[str] = []
-        for path in self.feature_info.module_name(range(self._depth)):
+        children = [name for name, _ in self.wrapped.named_children()]
+        for path in children if self._returned else self.feature_info.module_name(range(self._depth)):
             level = self.get_submodule(path)
-            members = level.named_children() if isinstance(level, nn.Sequential) else [("", level)]
+            is_row = isinstance(level, nn.Sequential | nn.ModuleList)
+            members = level.named_children() if is_row else [("", level)]
             found += [f"{path}.{name}".rstrip(".") for name, member in members if list(member.children())]
         return "|".join(f"({part})" for part in map(_escaped, found)) or "(?!)"
 
@@ -329,14 +352,36 @@ def _escaped(path: str) -> str:
     return path.replace(".", r"\.")
 
 
-def _own_levels(module: nn.Module) -> tuple[str, ...]:
-    """The levels that a module's own `feature_info` names: dicts with `module` (timm) or `name` (MindCV)."""
-    facts = getattr(module, "feature_info", None)
-    named = [fact.get("module") or fact.get("name") for fact in facts] if facts else []
-    if not named or not all(named):
-        raise BadArgument(f"levels: {type(module).__name__} has no feature_info that names them; give paths of "
-                          f"submodules, from {few([name for name, _ in module.named_children()])}")
-    return tuple(named)
+def _own_levels(module: nn.Module) -> list[Mapping[str, Any]]:
+    """What a module's own `feature_info` says of its levels: dicts with `module` (timm) or `name` (MindCV)."""
+    facts = list(getattr(module, "feature_info", None) or ())
+    if not facts or not all(isinstance(fact, Mapping) and (fact.get("module") or fact.get("name")) for fact in facts):
+        raise BadArgument(f"{type(module).__name__} has no feature_info that names its levels, a list of dict(chs=, "
+                          "reduction=, name=); give it one, or give as_backbone levels=, paths of submodules, from "
+                          f"{few([name for name, _ in module.named_children()])}")
+    return facts
+
+
+def _check_statements(
+    module: nn.Module, facts: Sequence[Mapping[str, Any]], names: Sequence[str], forms: Sequence[Form]
+) -> None:
+    """Raises `BadArgument` where channels or strides that a `feature_info` states are not those of its levels."""
+    for fact, name, form in zip(facts, names, forms):
+        stated = (fact.get("chs", fact.get("num_chs", form.channels)), fact.get("reduction", form.stride))
+        if stated != (form.channels, form.stride):
+            raise BadArgument(f"feature_info of {type(module).__name__}: {name!r} is said to have {stated[0]} channels at "
+                              f"stride {stated[1]}; it puts out {form.channels} at stride {form.stride}. Correct it")
+
+
+def _warn_of_disorder(module: nn.Module, levels: Sequence[str], observed: Observed) -> None:
+    found = disorder(module, bool(getattr(module, "flatten_sequential", False)), levels[-1], observed.calls)
+    if found:
+        warnings.warn(
+            f"{type(module).__name__} does not call each of its modules once and in order of registration: "
+            f"{'; '.join(found)}. Its own forward is what runs here, and right; MindCV would run the modules as they are "
+            "registered",
+            stacklevel=4,
+        )
 
 
 def _subtrees(

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import BadArgument, nearest
 
-__all__ = ["Form", "Observed", "few", "meta_copy", "observe"]
+__all__ = ["Form", "Observed", "disorder", "few", "meta_copy", "observe"]
 
 _AXES = {"NCHW": (2, 3), "NHWC": (1, 2), "NLC": (1,)}
 """Positions by layout: the axes that grow with the image."""
@@ -66,6 +66,10 @@ class Observed:
     """Path of each module that ran, and how many levels were complete when it did first."""
     guarded: set[str]
     """Paths of the modules that ran without gradients or in autocast, because the module says so."""
+    calls: list[str]
+    """Paths of the modules called until the last level was complete, in order."""
+    returned: bool
+    """Whether the levels are what the module's own forward returns, in a list."""
 
 
 @dataclass
@@ -78,28 +82,40 @@ class _Run:
     versions: dict[str, int] = field(default_factory=dict)
     starts: dict[str, int] = field(default_factory=dict)
     guarded: set[str] = field(default_factory=set)
+    calls: list[str] = field(default_factory=list)
     linear: tuple[str, int, Any] = ("", 0, None)
     result: Any = None
 
 
 def observe(
-    module: nn.Module, levels: Sequence[str], in_chans: int | None, input_size: tuple[int, int], layout: str | None
+    module: nn.Module,
+    levels: Sequence[str],
+    in_chans: int | None,
+    input_size: tuple[int, int],
+    layout: str | None,
+    returned: bool = False,
+    called: str = "levels",
 ) -> Observed:
     """What `module` does with images of about `input_size`, watched at the submodules `levels`.
 
-    Raises `BadArgument` where a level is not a module that runs once, in the order given, and puts out a map.
+    Where they are `returned`, `levels` are names for the maps in the list that the module's forward gives. Raises
+    `BadArgument`, which says that they were `called` so, where a level is not a module that runs once, in the order given,
+    and puts out a map; or where the list has not as many.
     """
-    _check_paths(module, levels)
-    chans, first, run = _first_run(module, levels, in_chans, input_size)
+    _check_paths(module, levels, returned, called)
+    chans, first, run = _first_run(module, levels, in_chans, input_size, returned)
     height, width = input_size
-    _check_calls(first, levels)
+    if returned:
+        _check_returned(module, first, levels, called)
+    else:
+        _check_calls(first, levels, called)
     for path in levels:
-        _check_output(path, first.outputs[path])
+        _check_output(path, first.outputs[path], called)
     grown = [_or_none(run, 2 * height, width), _or_none(run, height, 2 * width)]
     if None in grown:
         grown = [_or_none(run, 2 * height, 2 * width)]
     runs = [r for r in grown if r is not None]
-    forms = [_form(path, first, runs, layout) for path in levels]
+    forms = [_form(path, first, runs, layout, called) for path in levels]
     if any(form.layout == "NLC" for form in forms):
         odd = _or_none(run, height + 1, width + 1)
         forms = [_with_rounding(path, form, odd) for path, form in zip(levels, forms)]
@@ -107,7 +123,7 @@ def observe(
     classifier = path if ndim == 2 and any(leaf is scores for leaf in tree_leaves(first.result)) else None
     projects = any(isinstance(module.get_submodule(name), nn.Linear | nn.Conv2d)
                    for name, start in first.starts.items() if start == len(levels))
-    return Observed(chans, forms, classifier, projects, first.starts, first.guarded)
+    return Observed(chans, forms, classifier, projects, first.starts, first.guarded, first.calls, returned)
 
 
 def meta_copy(module: nn.Module) -> nn.Module:
@@ -122,17 +138,17 @@ def meta_copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo).eval()
 
 
-def _check_paths(module: nn.Module, levels: Sequence[str]) -> None:
+def _check_paths(module: nn.Module, levels: Sequence[str], returned: bool, called: str) -> None:
     paths = [path for path, _ in module.named_modules() if path]
     if not levels:
-        raise BadArgument(f"levels is empty; name submodules of {type(module).__name__} in the order that they run, "
+        raise BadArgument(f"{called} is empty; name submodules of {type(module).__name__} in the order that they run, "
                           f"finest map first: {few([p for p in paths if '.' not in p])}")
     for path in levels:
-        if path not in paths:
+        if path not in paths and not returned:
             close = nearest(path, paths) or [p for p in paths if "." not in p]
-            raise BadArgument(f"levels: {type(module).__name__} has no submodule {path!r}; nearest are {few(close)}")
+            raise BadArgument(f"{called}: {type(module).__name__} has no submodule {path!r}; nearest are {few(close)}")
         if list(levels).count(path) > 1:
-            raise BadArgument(f"levels: {path!r} is named twice; name each once")
+            raise BadArgument(f"{called}: {path!r} is named twice; name each once")
 
 
 def few(names: Sequence[str]) -> str:
@@ -141,7 +157,7 @@ def few(names: Sequence[str]) -> str:
 
 
 def _first_run(
-    module: nn.Module, levels: Sequence[str], in_chans: int | None, input_size: tuple[int, int]
+    module: nn.Module, levels: Sequence[str], in_chans: int | None, input_size: tuple[int, int], returned: bool
 ) -> tuple[int, _Run, Callable[[int, int], _Run]]:
     """How many channels `module` takes, a run at `input_size`, and what runs the same copy at other sizes."""
     if in_chans is not None:
@@ -153,7 +169,7 @@ def _first_run(
     for make in (meta_copy, lambda m: copy.deepcopy(m).eval().requires_grad_(False)):
         shell = make(module)
         for chans in candidates:
-            run = functools.partial(_forward, shell, levels, chans)
+            run = functools.partial(_forward, shell, levels, returned, chans)
             try:
                 return chans, run(*input_size), run
             except Exception as error:  # user code, fed with channels or a size that it may not take
@@ -176,18 +192,21 @@ def _or_none(run: Callable[[int, int], _Run], height: int, width: int) -> _Run |
 
 
 @torch.enable_grad()  # so that a no_grad of the module's own shows
-def _forward(shell: nn.Module, levels: Sequence[str], chans: int, height: int, width: int) -> _Run:
+def _forward(shell: nn.Module, levels: Sequence[str], returned: bool, chans: int, height: int, width: int) -> _Run:
     run = _Run((height, width))
     tensors = [*shell.parameters(), *shell.buffers()]
     place = tensors[0].device if tensors else torch.device("cpu")
     kind = next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
     outside = _modes()
     hooks = []
-    level_of = {id(shell.get_submodule(path)): path for path in levels}
+    level_of = {} if returned else {id(shell.get_submodule(path)): path for path in levels}
+    made: list[tuple[Any, int]] = []  # what modules put out, and its version then
 
     def before(path: str) -> Callable[..., None]:
         def note(module: nn.Module, args: Any) -> None:
             run.starts.setdefault(path, len(run.finished))
+            if len(run.finished) < len(levels):
+                run.calls.append(path)
             if _modes() != outside:
                 run.guarded.add(path)
         return note
@@ -199,6 +218,8 @@ def _forward(shell: nn.Module, levels: Sequence[str], chans: int, height: int, w
                 run.finished.append(level)
                 run.outputs[level] = output
                 run.versions[level] = getattr(output, "_version", 0)
+            elif returned:
+                made.append((output, getattr(output, "_version", 0)))
             if is_linear:
                 run.linear = (path, args[0].ndim, output)
         return note
@@ -212,6 +233,10 @@ def _forward(shell: nn.Module, levels: Sequence[str], chans: int, height: int, w
     finally:
         for hook in hooks:
             hook.remove()
+    if returned and isinstance(run.result, list | tuple):
+        run.outputs = dict(zip(levels, run.result))
+        for path, level in run.outputs.items():
+            run.versions[path] = next((v for output, v in made if output is level), getattr(level, "_version", 0))
     return run
 
 
@@ -220,26 +245,62 @@ def _modes() -> tuple[bool, ...]:
     return torch.is_grad_enabled(), *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
 
 
-def _check_calls(run: _Run, levels: Sequence[str]) -> None:
+def _check_calls(run: _Run, levels: Sequence[str], called: str) -> None:
     for path in levels:
         calls = run.finished.count(path)
         if calls != 1:
             what = "never called" if not calls else f"called {calls} times"
-            raise BadArgument(f"levels: {path!r} is {what} in a forward pass; name a module that is called once")
+            raise BadArgument(f"{called}: {path!r} is {what} in a forward pass; name a module that is called once")
     if run.finished != list(levels):
-        raise BadArgument(f"levels={list(levels)} are not in the order that they run; give {run.finished}")
+        raise BadArgument(f"{called}: {list(levels)} are not in the order that they run; give {run.finished}")
 
 
-def _check_output(path: str, output: Any) -> None:
+def _check_returned(module: nn.Module, run: _Run, levels: Sequence[str], called: str) -> None:
+    name, result = type(module).__name__, run.result
+    if not isinstance(result, list | tuple):
+        raise BadArgument(f"{name} is_rewritten, so its forward has to return its levels in a list; it returns a "
+                          f"{type(result).__name__}")
+    if len(result) != len(levels):
+        raise BadArgument(f"{called} of {name} names {len(levels)} levels ({few(levels)}), its forward returns "
+                          f"{len(result)}; name each, in that order")
+
+
+def disorder(module: nn.Module, flatten: bool, last: str, calls: Sequence[str]) -> list[str]:
+    """How the calls of a module's parts, up to the level `last`, are not each of them once and in order of registration.
+
+    Parts are its children; with `flatten`, those of a sequence among them instead of it. `calls` are the paths of the
+    modules called. One clause for each part that it is about.
+    """
+    parts: list[str] = []
+    for name, child in module.named_children():
+        inside = [f"{name}.{n}" for n, _ in child.named_children()]
+        parts += inside if flatten and isinstance(child, nn.Sequential) else [name]
+    part_of = {path: max((p for p in parts if (path + ".").startswith(p + ".")), default="", key=len)
+               for path in (*calls, last)}
+    as_itself = set(calls) & set(parts)
+    events: list[str] = []
+    for path in calls:
+        part = part_of[path]
+        if part and (path == part if part in as_itself else events[-1:] != [part]):
+            events.append(part)
+    order = list(dict.fromkeys(events))
+    place = {part: i for i, part in enumerate(parts)}
+    found = [f"{part} is called {events.count(part)} times" for part in order if events.count(part) > 1]
+    found += [f"{b} is registered before {a} and called after it" for a, b in zip(order, order[1:]) if place[b] < place[a]]
+    before = parts[: place[part_of[last]] + 1]
+    return found + [f"{part} is not called before {last} is complete" for part in before if part not in order]
+
+
+def _check_output(path: str, output: Any, called: str) -> None:
     if not isinstance(output, Tensor):
-        raise BadArgument(f"levels: {path!r} puts out a {type(output).__name__}, not a map; "
+        raise BadArgument(f"{called}: {path!r} puts out a {type(output).__name__}, not a map; "
                           "name a module that puts out one tensor")
     if output.ndim not in (3, 4) or output.shape[0] != 2:
-        raise BadArgument(f"levels: {path!r} puts out {tuple(output.shape)} for 2 images, which is no map "
+        raise BadArgument(f"{called}: {path!r} puts out {tuple(output.shape)} for 2 images, which is no map "
                           "(B C H W or B H W C) and no sequence of tokens (B N C); name another module")
 
 
-def _form(path: str, first: _Run, grown: Sequence[_Run], layout: str | None) -> Form:
+def _form(path: str, first: _Run, grown: Sequence[_Run], layout: str | None, called: str) -> Form:
     shape = tuple(first.outputs[path].shape)
     fits = [name for name in ([layout] if layout else _AXES) if len(name) == len(shape)]
     if not fits:
@@ -247,7 +308,7 @@ def _form(path: str, first: _Run, grown: Sequence[_Run], layout: str | None) -> 
     if grown:
         changed = {axis for run in grown for axis, (a, b) in enumerate(zip(shape, run.outputs[path].shape)) if a != b}
         if not changed:
-            raise BadArgument(f"levels: {path!r} puts out {shape} whatever the size of the image, so it is no map; "
+            raise BadArgument(f"{called}: {path!r} puts out {shape} whatever the size of the image, so it is no map; "
                               "name a module that runs before pooling")
         fits = [name for name in fits if changed == set(_AXES[name])]
     fits = [name for name in fits if _stride(name, path, first, grown)]
@@ -256,7 +317,7 @@ def _form(path: str, first: _Run, grown: Sequence[_Run], layout: str | None) -> 
     if not fits:
         sizes = ", ".join(f"{tuple(run.outputs[path].shape)} for {run.size[0]} x {run.size[1]}"
                           for run in (first, *grown))
-        raise BadArgument(f"levels: {path!r} is no map of a whole stride: it puts out {sizes}; name another module, "
+        raise BadArgument(f"{called}: {path!r} is no map of a whole stride: it puts out {sizes}; name another module, "
                           "or give the input_size that this network was made for")
     stride = _stride(fits[0], path, first, grown)
     channels = shape[1] if fits[0] == "NCHW" else shape[-1]

@@ -6,6 +6,7 @@ Only the modules that contain a level are traced through; a level and everything
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -67,13 +68,14 @@ def _function(graph: fx.Graph) -> Callable[..., Any]:
     return names["forward"]
 
 
-def cut(module: nn.Module, levels: Sequence[str], classifier: str | None) -> list[Part]:
+def cut(module: nn.Module, levels: Sequence[str], classifier: str | None, returned: bool = False) -> list[Part]:
     """The forward pass of `module`, a copy on the meta device, in the mode that it is in.
 
-    A part for each level; with a `classifier`, one that gives what it reads; and one that gives the output.
-    Raises `Untraceable`.
+    A part for each level; with a `classifier`, one that gives what it reads; and one that gives the output. Levels are
+    submodules, or, where they are `returned`, the members of the list that is the output. Raises `Untraceable`.
     """
-    tracer = _Tracer(module, (*levels, classifier) if classifier else levels)
+    watched = () if returned else tuple(levels)
+    tracer = _Tracer(module, (*watched, classifier) if classifier else watched)
     try:
         graph = tracer.trace(_Alone(module))
     except Untraceable:
@@ -87,8 +89,14 @@ def cut(module: nn.Module, levels: Sequence[str], classifier: str | None) -> lis
     missed = tracer.watched - tracer.outputs.keys()
     if missed:
         raise Untraceable(f"with training={module.training} it does not call {', '.join(sorted(missed))}")
-    results = [tracer.outputs[path] for path in levels]
-    stops = [place[node] + 1 for node in results]
+    if returned:
+        results = _members(nodes[-1].args[0])
+        if len(results) != len(levels):
+            raise Untraceable(f"with training={module.training} it does not put {len(levels)} levels in a list itself")
+        stops = list(accumulate((place[node] + 1 for node in results), max))
+    else:
+        results = [tracer.outputs[path] for path in levels]
+        stops = [place[node] + 1 for node in results]
     if classifier is not None:
         call = tracer.outputs[classifier]
         results.append(call.all_input_nodes[0])
@@ -96,19 +104,25 @@ def cut(module: nn.Module, levels: Sequence[str], classifier: str | None) -> lis
     if sorted(stops) != stops:
         raise Untraceable(f"with training={module.training} the levels run in another order")
 
-    def alive(stop: int) -> list[fx.Node]:
-        """Values made before `stop` that are read from there on."""
-        later = {node for node, end in zip(results, stops) if end > stop}
+    def alive(stop: int, done: int) -> list[fx.Node]:
+        """Values made before `stop` that are read from there on, when the first `done` results are out."""
+        later = set(results[done:])
         return [n for n in nodes[:stop] if n in later or any(place[user] >= stop for user in n.users)]
 
     parts = []
     start, before = 1, [nodes[0]]
-    for result, stop in zip(results, stops):
-        after = alive(stop)
+    for done, (result, stop) in enumerate(zip(results, stops), 1):
+        after = alive(stop, done)
         parts.append(_part(nodes[start:stop], before, (result, *after)))
         start, before = stop, after
     parts.append(_part(nodes[start:-1], before, nodes[-1].args[0]))
     return parts
+
+
+def _members(output: Any) -> list[fx.Node]:
+    """The values in the list that a forward pass returns; none where it is no list of values."""
+    is_list = isinstance(output, list | tuple) and all(isinstance(member, fx.Node) for member in output)
+    return list(output) if is_list else []
 
 
 def _part(nodes: Sequence[fx.Node], before: Sequence[fx.Node], output: Any) -> Part:
@@ -155,7 +169,7 @@ class _Tracer(fx.Tracer):
         self.watched = set(watched)
         self.path_of = {id(module.get_submodule(path)): path for path in watched}
         inner = {".".join(path.split(".")[:n]) for path in watched for n in range(path.count(".") + 1)}
-        self.opened = {id(module.get_submodule(path)) for path in inner}
+        self.opened = {id(module.get_submodule(path)) for path in ("", *inner)}
         self.outputs: dict[str, fx.Node] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
