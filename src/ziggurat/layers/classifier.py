@@ -123,6 +123,8 @@ class ClassifierHead(_Head):
     pooled features come out. Inputs are in `input_fmt`.
     """
 
+    takes_width = True  # `reset` may be given other `in_features`
+
     def __init__(
         self,
         in_features: int,

@@ -16,6 +16,7 @@ from .typing import PadType
 
 __all__ = [
     "crop",
+    "extend",
     "get_padding",
     "get_padding_value",
     "get_same_padding",
@@ -46,8 +47,10 @@ def get_same_padding(x: Any, kernel_size: int, stride: int, dilation: int) -> An
 
     `x` may be a number, a symbolic size or, under torch.jit.trace, a tensor.
     """
-    positions = -(-x // stride)
-    lacking = (positions - 1) * stride + (kernel_size - 1) * dilation + 1 - x
+    reach = (kernel_size - 1) * dilation + 1
+    lacking = (blocks(x, stride) - 1) * stride + reach - x
+    if reach >= stride:  # windows leave nothing out, so nothing can be left over; and traced sizes stay simple
+        return lacking
     if isinstance(lacking, Tensor):
         return lacking.clamp(min=0)
     # the built-in max would ask a traced size for its truth value
@@ -99,6 +102,14 @@ def crop(x: Tensor, height: Any, width: Any) -> Tensor:
         rows, columns = (torch.arange(length, device=x.device) for length in (height, width))
         return x.index_select(-2, rows).index_select(-1, columns)
     return x[..., :height, :width]
+
+
+def extend(x: Tensor, height: Any, width: Any, before: int = 0) -> Tensor:
+    """A map (N, C, H, W), its outermost cells repeated to `height` x `width`: `before` times above and to the left."""
+    down, right = height - x.shape[-2] - before, width - x.shape[-1] - before
+    if surely_equal((before, down, right), (0, 0, 0)):
+        return x
+    return F.pad(x, (before, right, before, down), "replicate")
 
 
 def get_padding_value(padding: PadType, kernel_size: Size, **kwargs: Any) -> tuple[Any, bool]:

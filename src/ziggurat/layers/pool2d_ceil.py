@@ -1,4 +1,4 @@
-"""Pooling at stride 2 that gives ceil(H / 2) x ceil(W / 2), as a padded convolution does, for odd sides as well."""
+"""Pooling at stride 2 whose windows may reach over the far edges; but for `MaxPool2dOverhang` odd sides round up too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .guards import surely_equal
 from .padding import pad_to_multiple
 from .trace_utils import is_exporting
 
-__all__ = ["AvgPool2dCeil", "MaxPool2dCeil"]
+__all__ = ["AvgPool2dCeil", "MaxPool2dCeil", "MaxPool2dOverhang"]
 
 
 class AvgPool2dCeil(nn.AvgPool2d):
@@ -44,3 +44,15 @@ class MaxPool2dCeil(nn.MaxPool2d):
             return super().forward(x)
         x = F.pad(x, (0, self.beyond, 0, self.beyond), value=-float("inf"))
         return F.max_pool2d(x, self.kernel_size, 2)
+
+
+class MaxPool2dOverhang(nn.MaxPool2d):
+    """`nn.MaxPool2d(3, 2, ceil_mode=True)`, which makes n // 2 of a side n, in a form that torch.export takes."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2, ceil_mode=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if is_exporting():  # see AvgPool2dCeil
+            return F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=-float("inf")), 3, 2)
+        return super().forward(x)
