@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -42,11 +44,26 @@ def _activations(model: nn.Module) -> Iterator[list[int]]:
             hook.remove()
 
 
+class _ShapesAlone(TorchFunctionMode):
+    """Passes over normalisations, which keep the shape: torch works them out in Python on the meta device, slowly."""
+
+    NORMS = frozenset({F.batch_norm, F.group_norm, F.layer_norm})
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self.NORMS:
+            return torch.empty_like(args[0] if args else kwargs["input"])
+        return func(*args, **kwargs)
+
+
 @torch.no_grad()
 def run_held(model: Backbone, x: Tensor) -> Tensor:
     """The trunk's last output for images `x`; AssertionError unless it gives scores and all levels are as declared."""
-    features, levels = model.forward_intermediates(x)
-    model.forward_head(features)
+    with _ShapesAlone() if x.is_meta else nullcontext():
+        features, levels = model.forward_intermediates(x)
+        model.forward_head(features)
     assert len(levels) == len(model.feature_info), f"{len(levels)} levels, {len(model.feature_info)} declared"
     for level, said, size in zip(levels, model.feature_info, model.feature_info.sizes(x.shape[2], x.shape[3])):
         wanted = (said["num_chs"], *size)
