@@ -45,8 +45,7 @@ TRAINED_WITH: dict[str, dict[str, dict[str, Any]]] = {
     "mobilenetv1": {"*": dict(act_layer="relu")},
     "mobilenetv2": {},
     "mobilenetv3": {
-        "mobilenetv3_large_075": SAME_STEM_NOT | dict(scale_expansion=True, num_features=960),
-        "mobilenetv3_small_075": SAME_STEM_NOT | dict(scale_expansion=True, num_features=768),
+        "mobilenetv3_*_075": SAME_STEM_NOT | dict(scale_expansion=True, scale_head=True),
         "*": SAME_STEM_NOT,
     },
     "nasnet": {},

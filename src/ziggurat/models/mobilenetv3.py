@@ -28,8 +28,8 @@ __all__ = ["MobileNetV3"]
 class MobileNetV3(MobileBackbone):
     """A strided stem, stages of mobile blocks, pooling, and a 1x1 convolution before the classifier.
 
-    `num_features` is the width of that convolution, `head_bias` gives it a bias, `head_norm` a norm in place of the
-    bias. `act_layer` is ReLU unless given, `norm_layer` a batch norm with `bn_eps` and `bn_momentum`. All else is in
+    `num_features` is the width of that convolution, times `channel_multiplier` with `scale_head`; `head_bias` gives it a
+    bias, `head_norm` a norm in place of the bias. `act_layer` is ReLU unless given, `norm_layer` a batch norm with `bn_eps` and `bn_momentum`. All else is in
     `MobileBackbone`.
     """
 
@@ -47,11 +47,15 @@ class MobileNetV3(MobileBackbone):
         bn_eps: float = 1e-5,
         bn_momentum: float = 0.1,
         se_from_exp: bool = True,
+        channel_multiplier: float = 1.0,
+        scale_head: bool = False,
         **kwargs: Any,
     ) -> None:
         act_layer, norm_layer = resolve_layers(act_layer, norm_layer, bn_eps, bn_momentum)
         super().__init__(block_args, num_classes, in_chans, stem_size=stem_size, act_layer=act_layer,
-                         norm_layer=norm_layer, se_from_exp=se_from_exp, **kwargs)
+                         norm_layer=norm_layer, se_from_exp=se_from_exp, channel_multiplier=channel_multiplier, **kwargs)
+        if scale_head:
+            num_features = round_channels(num_features, channel_multiplier)
         self.global_pool = SelectAdaptivePool2d(pool_type=self._pool_type)
         width = self.plan.levels[-1]["num_chs"] * self.global_pool.feat_mult()
         self.conv_head: nn.Module | None = nn.Conv2d(width, num_features, 1, bias=head_bias and not head_norm)
