@@ -189,6 +189,11 @@ def test_a_finer_choice_of_levels_is_kept_and_saved(tmp_path):
 
 
 @renames
+def test_fine_tuned_autoencoders_pool_their_patches():
+    assert {name for name, _ in on_meta("mae_b_16_224_finetune").named_parameters() if "norm." in name} == {"fc_norm.weight", "fc_norm.bias"}
+
+
+@renames
 def test_networks_without_levels_in_mindcv_have_ours():
     assert on_meta("regnet_x_200mf", features_only=True).feature_info.reduction() == [2, 4, 8, 16, 32]
 

@@ -27,6 +27,8 @@ __all__ = ["build_model_with_cfg", "create_model", "is_model", "list_models", "l
 
 LEVELS_PER = {"mobilenetv2": "block", "mobilenetv3": "block", "efficientnet": "stage"}
 """What has a level of its own in MindCV, by its modules, where that is more than ziggurat's level a stride."""
+ARGUMENTS: dict[str, dict[str, Any]] = {"mae": {"global_pool": "avg"}}
+"""What MindCV's modules give to a network that is ziggurat's for others as well."""
 OUT_INDICES = 5  # as many levels as MindCV gives unless told, from the first on
 
 
@@ -58,6 +60,9 @@ def create_model(
         raise BadArgument(f"pretrained=True and checkpoint_path={str(checkpoint_path)!r}: give one of the two")
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     name = _tagged(registry.resolve_name(model_name))
+    for module, arguments in ARGUMENTS.items():
+        if model_name in registry.mindcv_names()["names"][module]:
+            kwargs = {**arguments, **kwargs}
     part = _part_with_level(registry.get_arch_name(name))
     if kwargs.get("features_only") and part is not None:
         kwargs.setdefault("levels_per", part)
