@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,12 +16,12 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from . import registry
-from .backbone import Backbone, take_strides
+from .backbone import Backbone, as_backbone, take_strides
 from .backbone.base import draws_weights
 from .backbone.plan import check_choice
 from .backbone.pruned import fit_channels
 from .errors import BadArgument, SourceUnavailable, UnknownArgument, nearest
-from .weights.pretrained import PretrainedCfg
+from .weights.pretrained import MINDCV_TAG, PretrainedCfg, as_stated
 
 if TYPE_CHECKING:
     from .weights.hub import HubConfig
@@ -30,6 +31,9 @@ __all__ = ["build_model_with_cfg", "create_model", "parse_model_name", "resolve_
 SCHEMES = ("hf-hub", "local-dir")
 VIEW = ("out_indices", "out_strides", "norm", "pyramid", "pyramid_channels")  # arguments that are about one view
 LOADING = ("pretrained_strict", "pretrained_filter_fn")  # and about weights, not about the model
+
+_declared: weakref.WeakKeyDictionary[nn.Module, PretrainedCfg] = weakref.WeakKeyDictionary()
+"""What is known of the weights that each model takes, before it is fitted to the model's channels and size."""
 
 
 def create_model(
@@ -45,6 +49,8 @@ def create_model(
     no_jit: bool | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    ema: bool | None = None,
+    auto_mapping: bool = False,
     **kwargs: Any,
 ) -> Any:
     """The backbone called `model_name`.
@@ -55,9 +61,14 @@ def create_model(
       once, into the hub client's own cache, or into `cache_dir`.
     - `pretrained_cfg`: another tag, or a configuration of one's own; `pretrained_cfg_overlay` changes fields of it
       (`dict(file="weights.safetensors")`, say).
-    - `checkpoint_path`: load this file instead (.safetensors, .pth, .npz, MindSpore's .ckpt). Classifiers, embedders
-      and pyramids name their tensors alike, so the file of one serves the others; layers behind the last level that it
-      lacks altogether stay as initialised, with a warning that names them.
+    - `checkpoint_path`: load this file instead (.safetensors, .pth, .npz, MindSpore's .ckpt: the last of these with the
+      arguments of the tag `mindcv_in1k`, unless a tag is named, since MindCV pads and rounds in its own way).
+      Classifiers, embedders and pyramids name their tensors alike, so the file of one serves the others; layers behind
+      the last level that it lacks altogether stay as initialised, with a warning that names them.
+    - `ema`: of a training checkpoint at `checkpoint_path`, take the averaged weights (True: it must have them), the last
+      (False), or PyTorch's averaged and MindSpore's last (None).
+    - `auto_mapping`: where names in that checkpoint are not the model's, pair tensors by name, shape and order together,
+      print the pairs, and refuse what is ambiguous (`weights.auto_mapping`).
     - `in_chans_from`: how weights come to other `in_chans`: 'repeat' (the default: the old channels in turn, rescaled),
       'mean' (each the rescaled mean of the old), 'first' (the old in place, further ones from zero), or a list with an
       entry for each new channel: the index of an old one, None for zero, or numbers to weight the old ones with. Mean
@@ -69,8 +80,8 @@ def create_model(
       'interpolate', without parameters, or 'simple', ViTDet's, of `pyramid_channels` (256), which is to be trained:
       it starts afresh unless the checkpoint has it. The last level is used, or the one that `out_indices=(k,)` names.
     - `num_classes`, `in_chans`, `global_pool`, `output_stride`, `drop_rate`, `drop_path_rate` and the architecture's
-      own arguments go to its class; see `Backbone`. None stands for the default. Weights are adapted to another
-      `in_chans`, `num_classes` or image size.
+      own arguments go to its class; see `Backbone`. None stands for the default; `in_channels` is `in_chans`. Weights
+      are adapted to another `in_chans`, `num_classes` or image size.
     - `device`, `dtype`: where, and as what, parameters are made.
     - `scriptable`, `exportable`, `no_jit`: accepted for timm's sake and without effect. All models export and
       compile as they are; `torch.jit.script` is not supported.
@@ -93,7 +104,13 @@ def create_model(
         raise registry.unknown_model(architecture)
     if pretrained and checkpoint_path:
         pretrained = False  # the file given wins, so that nothing is downloaded for it
+    if checkpoint_path and not pretrained_cfg and _is_mindcvs(checkpoint_path, architecture):
+        pretrained_cfg = MINDCV_TAG
 
+    is_own = registry.is_own(architecture)
+    kwargs = _channels_named(registry.model_entrypoint(architecture) if is_own else Backbone, kwargs)
+    if is_own and isinstance(pretrained_cfg, str):  # its function need not know its own name
+        pretrained_cfg = resolve_pretrained_cfg(architecture, pretrained_cfg)
     given: dict[str, Any] = dict(
         pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay, cache_dir=cache_dir,
         in_chans_from=in_chans_from,
@@ -101,15 +118,16 @@ def create_model(
     given = {key: value for key, value in given.items() if value is not None}
     arguments = {name: value for name, value in kwargs.items() if name not in LOADING}
     with _place(device, dtype, direct=not (pretrained or checkpoint_path)):
-        if registry.is_own(architecture):
+        if is_own:
             if saved:  # by us, so that the function need not know of weights
                 model = registry.model_entrypoint(architecture)(pretrained=False, **kwargs)
             else:
                 model = registry.model_entrypoint(architecture)(pretrained=pretrained, **given, **kwargs)
-            cfg = resolve_pretrained_cfg(architecture, pretrained_cfg, pretrained_cfg_overlay)
+            cfg = _declared.get(model) or resolve_pretrained_cfg(architecture, pretrained_cfg, pretrained_cfg_overlay)
             if checkpoint_path or (saved and pretrained):
-                state_dict = _read(checkpoint_path) if checkpoint_path else _fetch(cfg, cache_dir)
-                _load(model, state_dict, cfg, is_part=kwargs.get("features_only", False), in_chans_from=in_chans_from)
+                state_dict = _read(checkpoint_path, ema) if checkpoint_path else _fetch(cfg, cache_dir)
+                _load(model, state_dict, cfg, is_part=kwargs.get("features_only", False), in_chans_from=in_chans_from,
+                      auto_mapping=auto_mapping and bool(checkpoint_path))
             if saved or not getattr(model, "pretrained_cfg", None):
                 model.pretrained_cfg = _as_built(cfg, model, in_chans_from, kwargs.get("img_size"))
         else:
@@ -133,8 +151,8 @@ def create_model(
 
 def build_model_with_cfg(
     model_cls: Callable[..., Any],
-    variant: str,
-    pretrained: bool = False,
+    variant: str | bool = "",
+    pretrained: bool | Mapping[str, Any] = False,
     pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     model_cfg: Any = None,
@@ -145,13 +163,32 @@ def build_model_with_cfg(
     kwargs_filter: Sequence[str] | None = None,
     checkpoint_path: str | Path | None = None,
     in_chans_from: str | Sequence[Any] | None = None,
+    ema: bool | None = None,
+    auto_mapping: bool = False,
+    default_cfg: Mapping[str, Any] | PretrainedCfg | None = None,
     **kwargs: Any,
 ) -> Any:
     """An instance of `model_cls` with the configuration of `variant`, its weights, and the view asked for.
 
     For functions under `register_model`; `create_model` comes through here too. `pretrained_filter_fn(state_dict,
     model)` puts a foreign checkpoint under the model's names, `kwargs_filter` names arguments to drop.
+
+    MindCV's order works as well, `build_model_with_cfg(model_cls, pretrained, default_cfg=...)`: `default_cfg` says what is
+    known of the weights where `pretrained_cfg` does not, in MindCV's words or timm's. `model_cls` may be any nn.Module
+    with a `feature_info`: `features_only` then makes it what `as_backbone` makes, without it is left as it is. It takes
+    the number of input channels as `in_chans` or `in_channels`.
     """
+    if isinstance(variant, bool):  # MindCV's order
+        if isinstance(pretrained, Mapping):
+            default_cfg = pretrained
+        pretrained = variant
+        variant = ""
+    pretrained = bool(pretrained)
+    stated: Mapping[str, Any] | None = None  # all that is said of the weights, where it is the caller who says it
+    if pretrained_cfg is None and (default_cfg is not None or not variant):
+        pretrained_cfg = default_cfg if default_cfg is not None else {}
+        stated = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else None
+    variant = variant or model_cls.__name__
     features_only = kwargs.pop("features_only", False)
     out_indices = kwargs.pop("out_indices", None)
     out_strides = kwargs.pop("out_strides", None)
@@ -175,7 +212,8 @@ def build_model_with_cfg(
         raise SourceUnavailable(f"No pretrained weights exist for {variant}: use pretrained=False or checkpoint_path=")
     for unwanted in kwargs_filter or ():
         kwargs.pop(unwanted, None)
-    kwargs = {**_defaults(model_cls, cfg), **_trained_with(kwargs, cfg, pretrained, pretrained_cfg), **kwargs}
+    kwargs = _channels_named(model_cls, kwargs)
+    kwargs = {**_defaults(model_cls, cfg, stated), **_trained_with(kwargs, cfg, pretrained, pretrained_cfg), **kwargs}
     is_pruned = kwargs.pop("pruned", False)  # a variant with channels of its own; see backbone/pruned.py
     _check_arguments(model_cls, variant, kwargs)
     args = () if model_cfg is None else (model_cfg,)
@@ -187,10 +225,15 @@ def build_model_with_cfg(
         return model
 
     loads = bool(pretrained or checkpoint_path)
+    is_family = isinstance(model_cls, type) and issubclass(model_cls, Backbone)
     with ExitStack() as stack:
-        if loads and pretrained_strict and isinstance(model_cls, type) and issubclass(model_cls, Backbone):
+        if loads and pretrained_strict and is_family:
             stack.enter_context(WithoutWeights())
         model = build()
+    channels = kwargs.get("in_channels", kwargs.get("in_chans"))
+    if features_only and not isinstance(model, Backbone):
+        size = _pair(kwargs.get("img_size") or cfg.input_size[-2:])
+        model = as_backbone(model, in_chans=channels, input_size=size)
     model.pretrained_cfg = cfg.to_dict()  # of the weights, which loading them reads
     if features_only:
         if pyramid is None:
@@ -200,22 +243,25 @@ def build_model_with_cfg(
             model.add_pyramid(pyramid, out_strides, pyramid_channels)
     if loads:
         if checkpoint_path:
-            state_dict: Mapping[str, Any] = _read(checkpoint_path)
+            state_dict: Mapping[str, Any] = _read(checkpoint_path, ema)
         else:
             state_dict = _fetch(cfg, cache_dir)
         if pretrained_filter_fn is not None:
             state_dict = pretrained_filter_fn(state_dict, model)
         found_in = cfg
         if in_chans_from is not None and not isinstance(in_chans_from, str):
-            found_in = dataclasses.replace(cfg, first_conv=_input_layers(build, model.in_chans))
-        fresh = _load(model, state_dict, found_in, pretrained_strict, features_only, in_chans_from)
-        if fresh and pretrained_strict:
+            name = "in_channels" if "in_channels" in kwargs else "in_chans"
+            found_in = dataclasses.replace(cfg, first_conv=_input_layers(build, kwargs[name], name))
+        fresh = _load(model, state_dict, found_in, pretrained_strict, features_only, in_chans_from,
+                      auto_mapping and bool(checkpoint_path))
+        if fresh and pretrained_strict and is_family:
             drawn = build()
             with torch.no_grad():
                 for path, parameter in model.named_parameters():
                     if path in fresh:
                         parameter.copy_(drawn.get_parameter(path))
-    model.pretrained_cfg = _as_built(cfg, model, in_chans_from, kwargs.get("img_size"))
+    model.pretrained_cfg = _as_built(cfg, model, in_chans_from, kwargs.get("img_size"), channels)
+    _declared[model] = cfg
     return model
 
 
@@ -255,7 +301,7 @@ def resolve_pretrained_cfg(
     if isinstance(pretrained_cfg, PretrainedCfg):
         cfg = dataclasses.replace(pretrained_cfg)
     elif isinstance(pretrained_cfg, Mapping):
-        cfg = PretrainedCfg(**pretrained_cfg)
+        cfg = as_stated(pretrained_cfg)
     else:
         found = registry.get_pretrained_cfg(f"{variant}.{pretrained_cfg}" if pretrained_cfg else variant)
         cfg = found if found is not None else PretrainedCfg()
@@ -296,14 +342,42 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _defaults(model_cls: Callable[..., Any], cfg: PretrainedCfg) -> dict[str, Any]:
-    """Arguments that the weights decide: classes, input channels, and the image size where it is fixed."""
-    defaults: dict[str, Any] = dict(num_classes=cfg.num_classes, in_chans=cfg.input_size[0])
+def _defaults(
+    model_cls: Callable[..., Any], cfg: PretrainedCfg, stated: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Arguments that the weights decide: classes, input channels, and the image size where it is fixed.
+
+    Where somebody `stated` fields of `cfg`, the others decide nothing.
+    """
+    defaults: dict[str, Any] = {}
+    if stated is None or "num_classes" in stated:
+        defaults["num_classes"] = cfg.num_classes
+    if stated is None or "input_size" in stated:
+        defaults["in_chans"] = cfg.input_size[0]
     if cfg.fixed_input_size:
         height, width = cfg.input_size[-2:]
         defaults["img_size"] = height if height == width else (height, width)
     accepted, open_ended = _accepted_arguments(model_cls)
+    defaults = _channels_named(model_cls, defaults)
     return {name: value for name, value in defaults.items() if open_ended or name in accepted}
+
+
+def _channels_named(takes: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with the number of input channels under the name that `takes` has for it, in_chans or in_channels."""
+    accepted, _ = _accepted_arguments(takes)
+    for ours, other in (("in_chans", "in_channels"), ("in_channels", "in_chans")):
+        if other in kwargs and ours in accepted and other not in accepted:
+            value = kwargs[other]
+            if kwargs.get(ours, value) != value:
+                raise BadArgument(f"in_chans={kwargs['in_chans']} and in_channels={kwargs['in_channels']} are two names of "
+                                  "one argument; give one")
+            return {name: v for name, v in kwargs.items() if name != other} | {ours: value}
+    return kwargs
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def _trained_with(row: dict[str, Any], cfg: PretrainedCfg, pretrained: bool, named: object) -> dict[str, Any]:
@@ -342,8 +416,6 @@ def _check_arguments(model_cls: Callable[..., Any], variant: str, kwargs: Mappin
 def _keep_levels(
     model: Any, out_indices: Any, out_strides: Any, feature_cfg: Mapping[str, Any] | None, norm: bool
 ) -> None:
-    if not isinstance(model, Backbone):
-        raise BadArgument(f"features_only needs a Backbone, {type(model).__name__} is not one")
     if out_strides is not None:
         out_indices = take_strides(model.feature_info.reduction(), out_strides)
     elif out_indices is None:
@@ -353,10 +425,17 @@ def _keep_levels(
     model.keep_levels(out_indices, norm)
 
 
-def _read(checkpoint_path: str | Path) -> dict[str, Any]:
+def _read(checkpoint_path: str | Path, ema: bool | None = None) -> dict[str, Any]:
     from .weights.reading import read_state_dict
 
-    return read_state_dict(checkpoint_path)
+    return read_state_dict(checkpoint_path, use_ema=ema, need_ema=ema is True)
+
+
+def _is_mindcvs(checkpoint_path: str | Path, architecture: str) -> bool:
+    """Whether a file comes from MindSpore, where MindCV computes the architecture in a way of its own."""
+    from .weights.reading import made_by_mindspore
+
+    return MINDCV_TAG in registry.weights_of(architecture) and made_by_mindspore(checkpoint_path)
 
 
 def _fetch(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Mapping[str, Any]:
@@ -372,13 +451,14 @@ def _load(
     strict: bool = True,
     is_part: bool = False,
     in_chans_from: str | Sequence[Any] | None = None,
+    auto_mapping: bool = False,
 ) -> list[str]:
     """Loads a state dict; returns the names that it lacks, without those of the classifier and the neck."""
     from .weights.adapting import NECK
     from .weights.loading import load_weights
 
     missing = load_weights(model, state_dict, cfg, strict=strict, assign=True, allow_extra=is_part,
-                           in_chans_from=in_chans_from)
+                           in_chans_from=in_chans_from, auto_mapping=auto_mapping)
     if not isinstance(model, Backbone):
         return missing
     heads = tuple(f"{path}." for path in model.classifiers)
@@ -387,20 +467,26 @@ def _load(
     return [name for name in missing if not name.startswith((*heads, NECK))]
 
 
-def _input_layers(build: Callable[..., Any], in_chans: int) -> tuple[str, ...]:
+def _input_layers(build: Callable[..., Any], in_chans: int, argument: str = "in_chans") -> tuple[str, ...]:
     """Paths of the layers that read the image: those whose weights change with the number of channels."""
     with torch.device("meta"):
-        shapes = [{name: p.shape for name, p in build(in_chans=n).named_parameters()} for n in (in_chans, in_chans + 1)]
+        built = (build(**{argument: n}) for n in (in_chans, in_chans + 1))
+        shapes = [{name: p.shape for name, p in model.named_parameters()} for model in built]
     return tuple(name.removesuffix(".weight") for name in shapes[0] if shapes[0][name] != shapes[1][name])
 
 
 def _as_built(
-    cfg: PretrainedCfg, model: Any, in_chans_from: str | Sequence[Any] | None, img_size: int | Sequence[int] | None
+    cfg: PretrainedCfg,
+    model: Any,
+    in_chans_from: str | Sequence[Any] | None,
+    img_size: int | Sequence[int] | None,
+    in_chans: int | None = None,
 ) -> dict[str, Any]:
     """The configuration as `model.pretrained_cfg` holds it: with the channels and the size that the model is built for."""
     stated = cfg.to_dict()
     base_chans = cfg.input_size[0]
-    in_chans = getattr(model, "in_chans", base_chans)
+    if in_chans is None:
+        in_chans = int(getattr(model, "in_chans", base_chans))
     if in_chans != base_chans or in_chans_from is not None:
         from .weights.channels import band_rows, is_map, mixed_statistics
 
@@ -413,7 +499,7 @@ def _as_built(
             if stated.get(name):
                 stated[name] = (in_chans, *stated[name][1:])
     if img_size is not None:
-        sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        sides = _pair(img_size)
         if sides != stated["input_size"][1:]:
             stated.pop("test_input_size", None)  # which goes with the size of the weights
         stated["input_size"] = (in_chans, *sides)

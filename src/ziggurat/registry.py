@@ -17,7 +17,7 @@ from typing import Any
 
 from .errors import UnknownModel, UnknownTag, nearest
 from .facts import ModelInfo, measured, published
-from .weights.pretrained import DefaultCfg, PretrainedCfg, complete, pretrained_cfgs
+from .weights.pretrained import DefaultCfg, PretrainedCfg, as_stated, complete, pretrained_cfgs
 
 __all__ = [
     "generate_default_cfgs",
@@ -335,7 +335,7 @@ def generate_default_cfgs(cfgs: Mapping[str, Mapping[str, Any] | PretrainedCfg])
     found: dict[str, DefaultCfg] = {}
     starred: set[str] = set()
     for key, value in cfgs.items():
-        cfg = dataclasses.replace(value) if isinstance(value, PretrainedCfg) else PretrainedCfg(**value)
+        cfg = as_stated(value)
         architecture, tag = split_model_name_tag(key)
         leads = tag.endswith("*") or (architecture not in starred and not found.get(architecture, DefaultCfg()).tags)
         if tag.endswith("*"):

@@ -209,8 +209,8 @@ class Foreign(Backbone):
     def _watched(self, x: Tensor) -> tuple[list[Tensor], _Outcome | None]:
         """All levels held as maps, and the module's output unless the pass could end with the last of them."""
         if self._returned:
-            output = self.wrapped(x)
-            return [form.as_map(level, *x.shape[-2:]) for form, level in zip(self._forms, output)], _Outcome(output)
+            returned = self.wrapped(x)
+            return [form.as_map(level, *x.shape[-2:]) for form, level in zip(self._forms, returned)], _Outcome(returned)
         paths = self.feature_info.module_name(range(self._depth))
         maps: dict[str, Tensor] = {}
         embedding: list[Tensor] = []

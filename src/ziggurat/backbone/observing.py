@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -286,7 +287,7 @@ def disorder(module: nn.Module, flatten: bool, last: str, calls: Sequence[str]) 
     order = list(dict.fromkeys(events))
     place = {part: i for i, part in enumerate(parts)}
     found = [f"{part} is called {events.count(part)} times" for part in order if events.count(part) > 1]
-    found += [f"{b} is registered before {a} and called after it" for a, b in zip(order, order[1:]) if place[b] < place[a]]
+    found += [f"{b} is registered before {a} and called after it" for a, b in pairwise(order) if place[b] < place[a]]
     before = parts[: place[part_of[last]] + 1]
     return found + [f"{part} is not called before {last} is complete" for part in before if part not in order]
 

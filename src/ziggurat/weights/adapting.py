@@ -62,6 +62,7 @@ def fit(
     cfg: PretrainedCfg,
     strict: bool = True,
     in_chans_from: Bands = None,
+    auto_mapping: bool = False,
 ) -> tuple[dict[str, Tensor], set[str]]:
     """What `adapt_state_dict` returns, and the names of the model's tensors that the checkpoint cannot fill.
 
@@ -76,6 +77,10 @@ def fit(
         fitted = from_mindcv(model, fitted, own)
     fitted = remapped(model, fitted)
     fitted = without_joints(fitted, own)
+    if auto_mapping:
+        from ziggurat.weights.auto_mapping import paired
+
+        fitted = paired(model, own, fitted, cfg)
     unfilled = fit_input(model, own, fitted, cfg, strict, in_chans_from) | fit_classifier(model, own, fitted, cfg)
     if not any(name.startswith(NECK) for name in fitted):
         unfilled |= {name for name in own if name.startswith(NECK)}

@@ -110,6 +110,7 @@ def load_weights(
     assign: bool = False,
     allow_extra: bool = False,
     in_chans_from: Bands = None,
+    auto_mapping: bool = False,
 ) -> list[str]:
     """Fit a state dict to a model (`adapt_state_dict`) and load it; returns the names of the model's left unfilled.
 
@@ -118,13 +119,14 @@ def load_weights(
     pyramid's checkpoint has no classifier. With `strict` anything else raises `CheckpointMismatch`, as does a tensor of
     the checkpoint that the model lacks, unless `allow_extra` (a pruned model). Without `strict`, names may be missing
     on either side, but shapes must agree. Batch-norm counters may be missing. `in_chans_from` says how the weights come
-    to a model of other input channels (`channels.band_rows`).
+    to a model of other input channels (`channels.band_rows`); `auto_mapping` pairs tensors whose names are not the
+    model's (`auto_mapping.paired`).
 
     `assign` makes the checkpoint's tensors, memory-mapped ones too, the model's parameters instead of copying: they
     are copied only where dtype or device differ. `requires_grad` stays as it was.
     """
     cfg = as_cfg(cfg)
-    fitted, unfilled = fit(model, state_dict, cfg, strict, in_chans_from)
+    fitted, unfilled = fit(model, state_dict, cfg, strict, in_chans_from, auto_mapping)
     own = model.state_dict()
     heads = tuple(f"{path}." for path in names(cfg.classifier))
     extra = [name for name in fitted if name not in own]

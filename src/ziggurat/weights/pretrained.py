@@ -30,7 +30,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["DefaultCfg", "PretrainedCfg", "complete", "filter_pretrained_cfg", "pretrained_cfgs", "table_modules"]
+from ziggurat.errors import BadArgument, nearest
+
+__all__ = ["DefaultCfg", "PretrainedCfg", "as_stated", "complete", "filter_pretrained_cfg", "pretrained_cfgs", "table_modules"]
 
 TABLES = Path(__file__).with_name("tables")
 MINDCV = Path(__file__).with_name("mindcv.toml")
@@ -123,6 +125,30 @@ def filter_pretrained_cfg(
         for name, value in cfg.items()
         if name not in dropped and not (remove_null and value is None and name not in MODEL_FIELDS)
     }
+
+
+def as_stated(cfg: Mapping[str, Any] | PretrainedCfg) -> PretrainedCfg:
+    """A configuration that somebody wrote as a dict, in our words (timm's) or in MindCV's.
+
+    Of MindCV's `dataset_transform`, what its evaluation does with images is taken; mean and std there are for pixel
+    values up to 255. Raises `BadArgument` for a field that there is not.
+    """
+    if isinstance(cfg, PretrainedCfg):
+        return dataclasses.replace(cfg)
+    stated = {name: tuple(value) if isinstance(value, list) else value for name, value in cfg.items()}
+    transform: Mapping[str, Any] = dict(stated.pop("dataset_transform", None) or {}).get("transforms_imagenet_eval", {})
+    taken = {name: transform[name] for name in ("crop_pct", "interpolation") if name in transform}
+    if "image_resize" in transform:
+        taken["input_size"] = (3, transform["image_resize"], transform["image_resize"])
+    for name in ("mean", "std"):
+        if name in transform:
+            taken[name] = tuple(value / 255 for value in transform[name])
+    fields = [field.name for field in dataclasses.fields(PretrainedCfg)]
+    for name in stated:
+        if name not in fields:
+            raise BadArgument(f"a configuration of weights has no field {name!r}; "
+                              f"nearest are {', '.join(nearest(name, fields)) or ', '.join(fields)}")
+    return PretrainedCfg(**{**taken, **stated})
 
 
 @dataclass

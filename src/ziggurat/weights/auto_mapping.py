@@ -1,0 +1,337 @@
+"""A checkpoint under a model's names where the two were named by different people.
+
+Tensors are paired by name, shape and order together. What belongs to one layer (weight, bias, statistics) stays together
+and is one part; a part of the checkpoint and one of the model can be a pair if their tensors have the same shapes.
+
+1. The same name, in whatever spelling (`features_3.conv`, `features.3.conv`), is the same part, unless the numbers in such
+   names are shifted as a whole: then they are paired with the shift.
+2. Of what is left, parts of one shape are paired in the order of the numbers in their names, if that is an order of all
+   of them on both sides; if not, parts whose names have the same words are, with those whose words are closest. A
+   word that always stands for another one (`norm` for `bn`) in pairs that are sure is as close as itself for the others.
+3. Where another pairing would do as well, all are refused, and so is a part of the model that nothing is left for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from ziggurat.errors import CheckpointMismatch
+from ziggurat.weights.adapting import COUNTER, NECK, names
+from ziggurat.weights.pretrained import PretrainedCfg
+
+__all__ = ["pair", "paired"]
+
+Shape: TypeAlias = tuple[int, ...]
+Pairs: TypeAlias = list[tuple["Part", "Part"]]  # the model's, the checkpoint's
+
+# What the tensors of a layer are called, by torch's names.
+LEAVES = {
+    "weight": "weight", "gamma": "weight", "kernel": "weight", "w": "weight", "scale": "weight", "embedding_table": "weight",
+    "bias": "bias", "beta": "bias", "b": "bias", "offset": "bias",
+    "running_mean": "running_mean", "moving_mean": "running_mean", "mean": "running_mean",
+    "running_var": "running_var", "moving_variance": "running_var", "variance": "running_var", "var": "running_var",
+}  # fmt: skip
+TOKENS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+SHOWN = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The tensors of one layer: their full names and shapes by torch's names, and what the name of the layer says."""
+
+    tokens: tuple[str | int, ...]
+    tensors: dict[str, tuple[str, Shape]]
+    place: int
+    """Where it comes in the state dict."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The name with its numbers left open."""
+        return tuple("#" if isinstance(token, int) else token for token in self.tokens)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return tuple(token for token in self.tokens if isinstance(token, int))
+
+    @property
+    def shapes(self) -> frozenset[tuple[str, Shape]]:
+        return frozenset((leaf, shape) for leaf, (_, shape) in self.tensors.items())
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.tensors.values()]
+
+
+def paired(
+    model: nn.Module, own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], cfg: PretrainedCfg
+) -> dict[str, Tensor]:
+    """A state dict with its tensors under the names `own` of the model's; prints those that had another one.
+
+    Channels of the layer that reads the image (`cfg.first_conv`) may differ, and a classifier (`cfg.classifier`) of other
+    classes than the checkpoint's may be left without a pair. What the model does not have keeps its name. Raises
+    `CheckpointMismatch` for a pairing that is ambiguous or leaves another part of the model unfilled.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in own.items() if not name.endswith(COUNTER)}
+    if wanted.keys() <= state_dict.keys():
+        return dict(state_dict)
+    in_chans, base_chans = getattr(model, "in_chans", None), cfg.input_size[0]
+    for path in names(cfg.first_conv):
+        shape = wanted.get(f"{path}.weight")
+        if shape is not None and in_chans is not None:
+            wanted[f"{path}.weight"] = (shape[0], shape[1] * base_chans // in_chans, *shape[2:])
+    heads = [path for path in names(cfg.classifier) if own.get(f"{path}.weight") is not None]
+    free = [NECK, *(f"{path}." for path in heads if own[f"{path}.weight"].shape[0] != cfg.num_classes)]
+    found = pair(wanted, {name: tuple(tensor.shape) for name, tensor in state_dict.items()}, tuple(free))
+    for theirs, ours in list(found.items()):  # counters go with their layers
+        for name in own:
+            if name.endswith(COUNTER) and name.rpartition(".")[0] == ours.rpartition(".")[0]:
+                found.setdefault(f"{theirs.rpartition('.')[0]}.{COUNTER}", name)
+    told(found)
+    left = {name: tensor for name, tensor in state_dict.items() if name not in found and name not in found.values()}
+    return left | {ours: state_dict[theirs] for theirs, ours in found.items() if theirs in state_dict}
+
+
+def pair(own: Mapping[str, Shape], theirs: Mapping[str, Shape], free: Sequence[str] = ()) -> dict[str, str]:
+    """The checkpoint's names and the model's `own` that they stand for, given the shapes of both.
+
+    The model's that begin with one of `free` may be left without. Raises `CheckpointMismatch`.
+    """
+    ours, others = parts_of(own), parts_of(theirs)
+    done = by_name(ours, others)
+    rest = [part for part in ours if part not in {o for o, _ in done}]
+    left = [part for part in others if part not in {t for _, t in done}]
+    in_order = list(theirs) != sorted(theirs)  # else the file tells nothing of the network's order
+    while True:
+        known = synonyms(done)
+        found: Pairs = []
+        undecided: list[tuple[list[Part], list[Part]]] = []
+        for shapes in dict.fromkeys(part.shapes for part in rest):
+            mine = [part for part in rest if part.shapes == shapes]
+            candidates = [part for part in left if part.shapes == shapes]
+            pairs = by_shape(mine, candidates, in_order, known)
+            found += pairs
+            if candidates and len(pairs) < len(mine):
+                undecided.append((without(mine, pairs, 0), without(candidates, pairs, 1)))
+        if not found:
+            break
+        done += found
+        rest, left = without(rest, found, 0), without(left, found, 1)
+    for mine, candidates in undecided:
+        if candidates and not all(name.startswith(tuple(free)) for part in mine for name in part.names):
+            raise CheckpointMismatch(
+                f"auto_mapping: which of the checkpoint's {some(n for part in candidates for n in part.names)} is which of "
+                f"the model's {some(n for part in mine for n in part.names)}? Their shapes are the same, and neither names "
+                "nor the numbers in them decide. Rename the checkpoint's tensors."
+            )
+    names_of = {t.tensors[leaf][0]: name for o, t in done for leaf, (name, _) in o.tensors.items() if leaf in t.tensors}
+    unfilled = [name for name in own if name not in names_of.values() and not name.startswith(tuple(free))]
+    if unfilled:
+        spare = [f"{name} {shape}" for name, shape in theirs.items() if name not in names_of and not name.endswith(COUNTER)]
+        raise CheckpointMismatch(
+            f"auto_mapping: the checkpoint has nothing for {len(unfilled)} of the model's {len(own)} tensors: "
+            f"{some(f'{name} {own[name]}' for name in unfilled)}. Left over in it: {some(spare) or 'nothing'}. Choose the "
+            "architecture that the checkpoint is of, or rename its tensors."
+        )
+    return names_of
+
+
+def without(parts: Sequence[Part], pairs: Pairs, side: int) -> list[Part]:
+    """The parts that are on that side of no pair."""
+    gone = {pair[side] for pair in pairs}
+    return [part for part in parts if part not in gone]
+
+
+def synonyms(pairs: Pairs) -> dict[str, str]:
+    """Words of the model's names that always stand where the checkpoint's have one other word, with that word."""
+    seen: dict[str, set[str]] = {}
+    back: dict[str, set[str]] = {}
+    for o, t in pairs:
+        a, b = plain(o.words), plain(t.words)
+        for x, y in zip(a, b) if len(a) == len(b) else ():
+            seen.setdefault(x, set()).add(y)
+            back.setdefault(y, set()).add(x)
+    return {x: y for x, ys in seen.items() for y in ys if len(ys) == 1 and len(back[y]) == 1}
+
+
+# -------------------------------------------------------------------- names
+
+
+def parts_of(shapes: Mapping[str, Shape]) -> list[Part]:
+    """The layers that tensors belong to, in their order."""
+    homes: dict[tuple[Any, ...], dict[str, list[str]]] = {}
+    for name in shapes:
+        if not name.endswith(COUNTER):
+            path, leaf = layer_of(name)
+            homes.setdefault(tokens_of(path), {}).setdefault(leaf, []).append(name)
+    parts: list[Part] = []
+    for tokens, leaves in homes.items():
+        alone = {leaf: held[0] for leaf, held in leaves.items() if len(held) == 1 and leaf}
+        if alone:
+            parts.append(Part(tokens, {leaf: (name, shapes[name]) for leaf, name in alone.items()}, len(parts)))
+        for leaf, held in leaves.items():
+            if leaf not in alone:  # a tensor by itself, or two that look alike: each is a part
+                parts += [Part(tokens_of(name), {"": (name, shapes[name])}, len(parts) + i) for i, name in enumerate(held)]
+    return parts
+
+
+def layer_of(name: str) -> tuple[str, str]:
+    """The path of the layer that a tensor belongs to and torch's name for it there; '' for a tensor of its own."""
+    path, _, leaf = name.rpartition(".")
+    plain = leaf.rstrip("_").lower()
+    if plain in LEAVES:
+        return path, LEAVES[plain]
+    inner, _, last = plain.rpartition("_")
+    if inner and last in LEAVES:
+        return f"{path}.{inner}", LEAVES[last]
+    return name, ""
+
+
+def tokens_of(path: str) -> tuple[str | int, ...]:
+    """The words and numbers of a name, however they are joined."""
+    return tuple(int(token) if token.isdigit() else token.lower() for token in TOKENS.findall(path))
+
+
+def by_name(ours: Sequence[Part], theirs: Sequence[Part]) -> Pairs:
+    """Parts of the same name; with the numbers shifted where all of a kind are."""
+    found: Pairs = []
+    for words in dict.fromkeys(part.words for part in ours):
+        mine = {part.numbers: part for part in ours if part.words == words}
+        other = {part.numbers: part for part in theirs if part.words == words}
+        common = mine.keys() & other.keys()
+        if not common:
+            continue
+        if common == mine.keys() or common == other.keys():
+            found += [(part, other[numbers]) for numbers, part in mine.items() if numbers in other]
+            continue
+        a, b = sorted(mine), sorted(other)
+        pairs = [(mine[i], other[j]) for i, j in zip(a, b)]
+        if len(a) != len(b) or not is_shift(a, b) or any(o.shapes != t.shapes for o, t in pairs):
+            raise CheckpointMismatch(
+                "auto_mapping: the checkpoint's names are the model's in part, and their numbers are not shifted as a whole: "
+                f"only the model has {some(n for i in a if i not in other for n in mine[i].names)}, only the checkpoint has "
+                f"{some(n for j in b if j not in mine for n in other[j].names)}. Rename the checkpoint's tensors."
+            )
+        found += pairs
+    return found
+
+
+def is_shift(ours: Sequence[tuple[int, ...]], theirs: Sequence[tuple[int, ...]]) -> bool:
+    """Whether numbers differ by the same amount at one place, or not at all."""
+    steps = {tuple(j - i for i, j in zip(a, b)) for a, b in zip(ours, theirs)}
+    return len(steps) == 1 and sum(step != 0 for step in steps.pop()) <= 1
+
+
+# -------------------------------------------------------------------- shapes and order
+
+
+def by_shape(ours: Sequence[Part], theirs: Sequence[Part], in_order: bool, known: Mapping[str, str]) -> Pairs:
+    """Those parts of one shape in pairs that names and the numbers in them decide."""
+    if len(ours) == len(theirs):
+        found = as_row(ours, theirs, in_order, known)
+        if found:
+            return found
+    groups = [[part for part in ours if part.words == words] for words in dict.fromkeys(p.words for p in ours)]
+    others = [[part for part in theirs if part.words == words] for words in dict.fromkeys(p.words for p in theirs)]
+    fit = as_row if len(ours) == len(theirs) else as_start
+    fits = {(i, j): pairs for i, a in enumerate(groups) for j, b in enumerate(others) if (pairs := fit(a, b, in_order, known))}
+    close = {(i, j): closeness(groups[i][0].words, others[j][0].words, known) for i, j in fits}
+    found = []
+    for (i, j), pairs in fits.items():
+        rivals = [edge for edge in fits if edge != (i, j) and (edge[0] == i or edge[1] == j)]
+        is_only = not rivals and len(ours) == len(theirs)
+        if is_only or (close[i, j] > 0 and all(close[i, j] > close[edge] for edge in rivals)):
+            found += pairs
+    return found
+
+
+def as_row(ours: Sequence[Part], theirs: Sequence[Part], in_order: bool, known: Mapping[str, str]) -> Pairs:
+    """As many parts on both sides, in the order of the numbers in their names; nothing where that is no order."""
+    a, b = row(ours), row(theirs)
+    if len(ours) != len(theirs) or a is None or b is None:
+        return []
+    says_place = varying(a) == varying(b) or is_shift([p.numbers for p in a], [p.numbers for p in b])
+    if not says_place and in_order and [p.place for p in b] != sorted(p.place for p in b):
+        return []  # the numbers say one thing, the order of the file another
+    for o, t in zip(a, b):
+        here = closeness(o.words, t.words, known)
+        others = [closeness(o.words, p.words, known) for p in b] + [closeness(p.words, t.words, known) for p in a]
+        if max(others) > here:
+            return []  # words say another thing
+    return list(zip(a, b))
+
+
+def as_start(ours: Sequence[Part], theirs: Sequence[Part], in_order: bool, known: Mapping[str, str]) -> Pairs:
+    """The first of more parts on the other side, where their numbers are the same or shifted as a whole."""
+    if len(theirs) == len(ours):
+        return as_row(ours, theirs, in_order, known)
+    a, b = row(ours), row(theirs)
+    if a is None or b is None or len(b) < len(a) or not a[0].numbers or len(a[0].numbers) != len(b[0].numbers):
+        return []
+    start = b[: len(a)]
+    held = [part for part in b if part.numbers in {p.numbers for p in a}]
+    if not is_shift([p.numbers for p in a], [p.numbers for p in start]) or (len(held) == len(a) and held != start):
+        return []
+    return list(zip(a, start))
+
+
+def row(parts: Sequence[Part]) -> list[Part] | None:
+    """Parts in the order of the numbers in their names; None where two differ in a word before they do in a number."""
+    found = sorted(parts, key=lambda part: [(isinstance(token, str), token) for token in part.tokens])
+    for a, b in pairwise(found):
+        differing = next(((x, y) for x, y in zip(a.tokens, b.tokens) if x != y), ("", ""))
+        if not all(isinstance(token, int) for token in differing):
+            return None
+    return found
+
+
+def varying(parts: Sequence[Part]) -> list[tuple[int, ...]]:
+    """The numbers in the names of parts, without those that all of them have."""
+    columns = [column for column in zip(*(part.numbers for part in parts)) if len(set(column)) > 1]
+    return list(zip(*columns)) if columns else [()] * len(parts)
+
+
+def closeness(ours: Sequence[str], theirs: Sequence[str], known: Mapping[str, str]) -> float:
+    """How many words two names have in common in the same order, abbreviations counting half: 0 to 1."""
+    a, b = plain(ours), plain(theirs)
+    if not a or not b:
+        return 0.0
+    best = [0.0] * (len(b) + 1)
+    for x in a:
+        before, best = best, [0.0]
+        for j, y in enumerate(b):
+            same = 1.0 if y in (x, known.get(x)) else 0.5 if x.startswith(y) or y.startswith(x) else 0.0
+            best.append(max(before[j] + same, before[j + 1], best[j]))
+    return 2 * best[-1] / (len(a) + len(b))
+
+
+def plain(words: Sequence[str]) -> list[str]:
+    return [word for word in words if word != "#"]
+
+
+# -------------------------------------------------------------------- what is said
+
+
+def some(found: Iterable[str]) -> str:
+    listed = list(found)
+    return ", ".join(listed[:SHOWN]) + (f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else "")
+
+
+def told(found: Mapping[str, str]) -> None:
+    """Prints what was renamed, a line for all tensors that differ in the same beginning of their names."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for theirs, ours in found.items():
+        if theirs != ours and not ours.endswith(COUNTER):
+            a, b = theirs.split("."), ours.split(".")
+            while len(a) > 1 and len(b) > 1 and a[-1] == b[-1]:
+                a.pop(), b.pop()
+            groups.setdefault((".".join(a), ".".join(b)), []).append(theirs)
+    for (start, instead), held in groups.items():
+        whole = held == [start]
+        print(f"auto_mapping: {start} -> {instead}" if whole else
+              f"auto_mapping: {start}.* -> {instead}.* ({len(held)} tensors)")
