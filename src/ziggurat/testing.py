@@ -240,18 +240,18 @@ def check_gradients(create: Create, size: int) -> None:
 
 
 def check_freezing(create: Create, size: int) -> None:
-    """`freeze(upto=level)` holds exactly the parameters that the level comes from, and trains the others."""
+    """`freeze(upto=level)` holds exactly the parameters that the levels up to it come from, and trains the others."""
     with torch.device("meta"):
         model = create().train()
         x = torch.zeros(2, model.in_chans, size, size)
     named = dict(model.named_parameters())
     middle = len(model.feature_info) // 2
-    (level,) = model.forward_intermediates(x, indices=[middle], intermediates_only=True)
-    found = torch.autograd.grad(level.sum(), list(named.values()), allow_unused=True)
+    levels = model.forward_intermediates(x, indices=range(middle + 1), intermediates_only=True)
+    found = torch.autograd.grad([level.sum() for level in levels], list(named.values()), allow_unused=True)
     needed = {name for name, gradient in zip(named, found) if gradient is not None}
     model.freeze(upto=middle)
     held = {name for name, parameter in named.items() if not parameter.requires_grad}
-    assert held == needed, f"level {middle}: {sorted(held ^ needed)[:3]} are frozen or not as the level needs them"
+    assert held == needed, f"level {middle}: {sorted(held ^ needed)[:3]} are frozen or not as the levels need them"
 
 
 def check_units(create: Create, size: int) -> None:

@@ -42,15 +42,15 @@ def named_units(model: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
 def schedule_drop_path(units: list[tuple[str, nn.Module]], rate: float, reaches_rate: bool = True) -> None:
     """Stochastic depth growing linearly from 0 at the first unit (Huang et al. 2016, arXiv 1603.09382).
 
-    The last unit gets `rate` itself where `reaches_rate`, otherwise one step less (EfficientNet's convention).
+    The last unit that has one gets `rate` itself where `reaches_rate`, otherwise one step less (EfficientNet's
+    convention).
     """
     from ..layers.drop import DropPath
 
-    steps = max(len(units) - 1, 1) if reaches_rate else len(units)
-    for k, (_, unit) in enumerate(units):
-        for module in unit.modules():
-            if isinstance(module, DropPath):
-                module.drop_prob = rate * k / steps
+    found = [(k, module) for k, (_, unit) in enumerate(units) for module in unit.modules() if isinstance(module, DropPath)]
+    steps = max((k for k, _ in found), default=0) if reaches_rate else len(units)
+    for k, module in found:
+        module.drop_prob = rate * k / max(steps, 1)
 
 
 @functools.cache
