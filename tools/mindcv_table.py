@@ -39,7 +39,7 @@ TRAINED_WITH: dict[str, dict[str, dict[str, Any]]] = {
     "cmt": {},
     "convnext": {"*": dict(act_layer="gelu_tanh", pad_type="same")},
     "efficientnet": {"efficientnet_b[567]": dict(pad_type="same", bn_eps=1e-3), "*": SAME},
-    "googlenet": {},
+    "googlenet": {"*": dict(norm_layer="", wide_kernel_size=5, pad_type="same")},
     "hrnet": {"*": dict(head_conv_bias=False)},
     "mnasnet": {"*": dict(bn_eps=1e-3)},
     "mobilenetv1": {"*": dict(act_layer="relu")},
@@ -58,8 +58,10 @@ TRAINED_WITH: dict[str, dict[str, dict[str, Any]]] = {
     "resnet": {"*": SAME_POOL},
     "rexnet": {},
     "shufflenetv1": {},
-    "shufflenetv2": {},
-    "squeezenet": {},
+    "shufflenetv2": {
+        "*": dict(shuffles_first=True, widens_first=False, classifier_bias=False, pool_pad_type="same"),
+    },
+    "squeezenet": {"squeezenet1_0": dict(ceil_mode=False), "*": dict(ceil_mode=False, stem_padding=1)},
 }
 
 HEADER = f"""\

@@ -166,15 +166,38 @@ REXNET = renamed(
     (r"^cls\.1\.", "head.fc."),
 )
 
+GOOGLENET = renamed((r"^(inception\w+)\.b(\d)\.", r"\1.branch\2."), (r"^classifier\.", "fc."))
+
+SHUFFLENET_V2 = renamed(
+    *((rf"^features\.{first + i}\.", f"stage{stage}.{i}.")
+      for stage, first, depth in ((2, 0, 4), (3, 4, 8), (4, 12, 4)) for i in range(depth)),
+    (r"\.branch_proj\.", ".branch1."),
+    (r"\.branch_main\.", ".branch2."),
+    (r"^first_conv\.", "conv1."),
+    (r"^conv_last\.", "conv5."),
+    (r"^classifier\.", "fc."),
+)
+
+REPMLP = renamed((r"^(conv_embedding|embeds\.\d+)\.conv\.(conv|bn)\.", r"\1.\2."))
+
+
+def repmlp(state_dict: Tensors, own: Collection[str]) -> Tensors:
+    """MindCV's RepMLPNet has a second stem, `conv2d`, that it never runs."""
+    return {name: tensor for name, tensor in REPMLP(state_dict, own).items() if not name.startswith("conv2d.")}
+
+
 RULES: dict[str, Rule] = {
     "ByobNet": renamed((r"\b(rbr_dense|rbr_1x1)\.0\.", r"\1.conv."), (r"\b(rbr_dense|rbr_1x1)\.1\.", r"\1.bn.")),
     "ConvNeXt": CONVNEXT,
     "EfficientNet": numbered(NUMBERED, ("conv_stem", "bn1", "blocks", "conv_head", "bn2"),
                              others=renamed((r"^(?:classifier\.1|mlp_head)\.", "classifier."))),
+    "GoogLeNet": GOOGLENET,
     "HighResolutionNet": HRNET,
     "MobileNetV3": numbered(NUMBERED, ("conv_stem", "bn1", "blocks"), others=mobilenet_v3),
     "PyramidVisionTransformer": PVT,
+    "RepMLPNet": repmlp,
     "ResNet": resnet,
     "RexNet": REXNET,
+    "ShuffleNetV2": SHUFFLENET_V2,
 }
 """By the name of the backbone's class."""
