@@ -64,12 +64,12 @@ def mend() -> None:
     mindcv.models.pvt.ops = types.SimpleNamespace(**{**ops, "ResizeBilinear": resize_bilinear})
 
 
-def redraw(net: mindspore.nn.Cell) -> dict[str, np.ndarray]:
+def redraw(name: str, net: mindspore.nn.Cell) -> dict[str, np.ndarray]:
     """Draws every parameter anew; returns those that keep their value (tables of positions)."""
     kept = {}
     for parameter in net.get_parameters():
         parameter.init_data()
-        value = drawn(parameter.name, tuple(parameter.shape), bool(parameter.requires_grad))
+        value = drawn(name, parameter.name, tuple(parameter.shape), bool(parameter.requires_grad))
         if value is None:
             kept[parameter.name] = parameter.asnumpy()
         else:
@@ -103,7 +103,7 @@ def with_levels(name: str, net: mindspore.nn.Cell, checkpoint: Path) -> mindspor
 
 def make(name: str, sizes: list[int], out: Path, full: Path | None) -> None:
     net = create_model(name).set_train(False)
-    kept = redraw(net)
+    kept = redraw(name, net)
     directory = full or out
     checkpoint = directory / f"{name}.ckpt"
     mindspore.save_checkpoint(net, str(checkpoint))

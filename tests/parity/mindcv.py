@@ -50,7 +50,7 @@ def checkpoint(name: str, directory: Path) -> Path:
     path = directory / f"{name}.ckpt"
     with path.open("wb") as stream:
         for key, shape, trainable in facts(name)["parameters"]:
-            value = drawn(key, tuple(shape), trainable)
+            value = drawn(name, key, tuple(shape), trainable)
             value = oracle(name)[f"kept/{key}"] if value is None else value
             is_half = key in facts(name).get("half", ())  # PVT's positions
             stream.write(value_of(key, value.astype(np.float16) if is_half else value))
