@@ -234,6 +234,9 @@ class Levels(nn.Module):
             maps = level[:, count:].unflatten(1, self.token_grid(height, width)).permute(0, 3, 1, 2)
             patches = interleaved(maps, phases, size).flatten(2).transpose(1, 2)
             return torch.cat((level[:: phases[0] ** 2, :count], patches), dim=1)
+        if behind:  # what the head reads may be of fewer cells than the level
+            size = (torch.sym_min(size[0], level.shape[2] * math.prod(phases)),
+                    torch.sym_min(size[1], level.shape[3] * math.prod(phases)))
         return interleaved(level, phases, size)
 
     def _patch_grid(self, size: Sequence[int]) -> tuple[int, int]:
