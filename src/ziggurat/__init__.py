@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "build_model_with_cfg": "factory",
     "create_model": "factory",
     "parse_model_name": "factory",
     "safe_model_name": "factory",
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from .backbone import Family as Family
     from .backbone import FeatureInfo as FeatureInfo
     from .backbone import as_backbone as as_backbone
+    from .factory import build_model_with_cfg as build_model_with_cfg
     from .factory import create_model as create_model
     from .factory import parse_model_name as parse_model_name
     from .factory import safe_model_name as safe_model_name

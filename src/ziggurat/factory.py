@@ -134,8 +134,8 @@ def create_model(
             cls, row = registry.family_of(architecture)[architecture]
             if saved:  # its arguments say all
                 row.pop("trained_with", None)
-            model = build_model_with_cfg(cls, architecture, pretrained, checkpoint_path=checkpoint_path,
-                                         **given, **{**row, **kwargs})
+            model = build_model_with_cfg(cls, architecture, pretrained, checkpoint_path=checkpoint_path, ema=ema,
+                                         auto_mapping=auto_mapping, **given, **{**row, **kwargs})
             if pretrained or pretrained_cfg:
                 of_row = row.get("trained_with", {}) if pretrained else {}
                 arguments = {**of_row, **model.pretrained_cfg.get("trained_with", {}), **arguments}

@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import torch
@@ -140,7 +140,8 @@ def meta_copy(module: nn.Module) -> nn.Module:
 
 
 def _check_paths(module: nn.Module, levels: Sequence[str], returned: bool, called: str) -> None:
-    paths = [path for path, _ in module.named_modules() if path]
+    modules = {path: part for path, part in module.named_modules(remove_duplicate=False) if path}
+    paths = list(modules)
     if not levels:
         raise BadArgument(f"{called} is empty; name submodules of {type(module).__name__} in the order that they run, "
                           f"finest map first: {few([p for p in paths if '.' not in p])}")
@@ -150,6 +151,9 @@ def _check_paths(module: nn.Module, levels: Sequence[str], returned: bool, calle
             raise BadArgument(f"{called}: {type(module).__name__} has no submodule {path!r}; nearest are {few(close)}")
         if list(levels).count(path) > 1:
             raise BadArgument(f"{called}: {path!r} is named twice; name each once")
+    for a, b in () if returned else combinations(levels, 2):
+        if modules[a] is modules[b]:
+            raise BadArgument(f"{called}: {a!r} and {b!r} are one module, which is called twice; give each level its own")
 
 
 def few(names: Sequence[str]) -> str:

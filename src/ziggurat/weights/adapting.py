@@ -267,7 +267,7 @@ def fit_classifier(
 
 
 def mismatch(model_keys_shapes: Shapes, state_dict: Mapping[str, Any]) -> str | None:
-    """What sets a state dict apart from a model, in one message; None where nothing does.
+    """What sets a state dict apart from a model, and how much of it it fills, in one message; None where nothing does.
 
     At most ten names of a kind (missing, unexpected, other shape) are shown, grouped by module, with the number of
     the others and a guess at where the checkpoint came from. Missing batch-norm counters do not count.
@@ -289,7 +289,9 @@ def mismatch(model_keys_shapes: Shapes, state_dict: Mapping[str, Any]) -> str | 
         parts.append(f"{len(shaped)} of another shape: {', '.join(listed)}{more(shaped)}")
     if not parts:
         return None
-    return f"the checkpoint's tensors are not the model's. {'; '.join(parts)}. {origin(missing, unexpected, shaped)}"
+    count = sum(not name.endswith(COUNTER) for name in model_keys_shapes)
+    filled = f"It fills {count - len(missing) - len(shaped)} of the model's {count}"
+    return f"the checkpoint's tensors are not the model's. {filled}: {'; '.join(parts)}. {origin(missing, unexpected, shaped)}"
 
 
 def more(found: Collection[Any]) -> str:
