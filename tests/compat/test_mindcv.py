@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from ziggurat import registry
 from ziggurat.backbone.base import draws_weights
 from ziggurat.compat import mindcv
 from ziggurat.errors import BadArgument, UnknownModel
+from ziggurat.testing import CHECKS, check_backbone
 
 LEVELS = json.loads((Path(__file__).parents[1] / "parity" / "mindcv_levels.json").read_text(encoding="utf-8"))
 """Channels and reductions of all levels of every network that MindCV gives levels of."""
@@ -186,6 +188,14 @@ def test_a_finer_choice_of_levels_is_kept_and_saved(tmp_path):
     x = torch.randn(1, 1, 40, 52)
     assert again.out_channels == model.out_channels
     assert all(torch.equal(a, b) for a, b in zip(model(x), again(x)))
+
+
+def test_a_level_per_stage_or_block_is_on_the_contract():
+    for name, part in (("mobilenetv3_small_050", "block"), ("mobilenetv2_035", "stage")):
+        check_backbone(functools.partial(ziggurat.create_model, name, levels_per=part), 48,
+                       skip=CHECKS.keys() - {"levels", "features_only", "pruning"})
+    with pytest.raises(BadArgument, match="'stride', 'stage' or 'block'"):
+        ziggurat.create_model("mobilenetv2_035", levels_per="level")
 
 
 @renames
