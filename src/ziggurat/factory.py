@@ -123,7 +123,8 @@ def create_model(
                 model = registry.model_entrypoint(architecture)(pretrained=False, **kwargs)
             else:
                 model = registry.model_entrypoint(architecture)(pretrained=pretrained, **given, **kwargs)
-            cfg = _declared.get(model) or resolve_pretrained_cfg(architecture, pretrained_cfg, pretrained_cfg_overlay)
+            known = None if pretrained_cfg else _declared.get(model)
+            cfg = known or resolve_pretrained_cfg(architecture, pretrained_cfg, pretrained_cfg_overlay)
             if checkpoint_path or (saved and pretrained):
                 state_dict = _read(checkpoint_path, ema) if checkpoint_path else _fetch(cfg, cache_dir)
                 _load(model, state_dict, cfg, is_part=kwargs.get("features_only", False), in_chans_from=in_chans_from,
