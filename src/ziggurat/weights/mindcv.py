@@ -30,7 +30,7 @@ def from_mindcv(model: nn.Module, state_dict: Tensors, own: Collection[str]) -> 
     return state_dict if rule is None else rule(state_dict, own)
 
 
-def renamed(*steps: tuple[str, str]) -> Rule:
+def renamed(*steps: tuple[str, str | Callable[[re.Match[str]], str]]) -> Rule:
     """A rule of patterns and what takes their place, each tried in turn on every name."""
     compiled = [(re.compile(pattern), instead) for pattern, instead in steps]
 
@@ -125,8 +125,12 @@ def shortcuts(names: Collection[str]) -> dict[str, list[str]]:
 
 
 def resnet(state_dict: Tensors, own: Collection[str]) -> Tensors:
-    """Shortcuts and classifier; where MindCV's shortcut has no pool, and ours one that does nothing, its layers move on."""
-    found = RESNET_NAMES(state_dict, own)
+    """Stem, gates, selective kernels, shortcuts and classifier.
+
+    Where MindCV's shortcut has no pool, and ours one that does nothing, its layers move on.
+    """
+    stem = DEEP_STEM if "layer0.6.weight" in state_dict else STEM
+    found = as_convolutions(RESNET_NAMES(stem(state_dict, own), own), ".se.fc1.weight", ".se.fc2.weight")
     theirs, ours = shortcuts(found), shortcuts(own)
     return moved(found, {f"{block}.{old}": f"{block}.{new}" for block in theirs if block in ours
                          for old, new in zip(theirs[block], ours[block])})
@@ -134,14 +138,53 @@ def resnet(state_dict: Tensors, own: Collection[str]) -> Tensors:
 
 def mobilenet_v3(state_dict: Tensors, own: Collection[str]) -> Tensors:
     """The head's convolution, which is a fully connected layer there, and the classifier."""
-    found = V3_NAMES(state_dict, own)
-    if "conv_head.weight" in found and found["conv_head.weight"].ndim == 2:
-        found["conv_head.weight"] = found["conv_head.weight"][:, :, None, None]
-    return found
+    return as_convolutions(V3_NAMES(state_dict, own), "conv_head.weight")
+
+
+def senet(state_dict: Tensors, own: Collection[str]) -> Tensors:
+    """The stem, gates and the classifier of the legacy SENets."""
+    return as_convolutions(SENET_NAMES(state_dict, own), ".se_module.fc1.weight", ".se_module.fc2.weight")
+
+
+def as_convolutions(state_dict: Tensors, *ends: str) -> Tensors:
+    """The state dict with the matrices whose names end so as kernels of 1x1."""
+    return {name: tensor[:, :, None, None] if name.endswith(ends) and tensor.ndim == 2 else tensor
+            for name, tensor in state_dict.items()}
 
 
 SHORTCUT = re.compile(r"(layer\d+\.\d+\.downsample)\.(\d+)\.")
-RESNET_NAMES = renamed((r"\bdown_sample\.", "downsample."), (r"^classifier\.", "fc."))
+STEM = renamed((r"^layer0\.0\.", "conv1."), (r"^layer0\.1\.", "bn1."))
+DEEP_STEM = renamed((r"^layer0\.7\.", "bn1."), (r"^layer0\.", "conv1."))
+RESNET_NAMES = renamed(
+    (r"\bdown_sample\.", "downsample."),
+    (r"\.se_module\.conv_reduce\.", ".se.fc1."),
+    (r"\.se_module\.conv_expand\.", ".se.fc2."),
+    (r"(layer\d+\.\d+\.conv\d|\.paths\.\d+)(?:\.features)?\.0\.", r"\1.conv."),
+    (r"(layer\d+\.\d+\.conv\d|\.paths\.\d+)(?:\.features)?\.1\.", r"\1.bn."),
+    (r"^classifier\.", "fc."),
+)
+SENET_NAMES = renamed(
+    (r"^layer0\.0\.", "layer0.conv1."),
+    (r"^layer0\.1\.", "layer0.bn1."),
+    (r"\.se_module\.conv_reduce\.", ".se_module.fc1."),
+    (r"\.se_module\.conv_expand\.", ".se_module.fc2."),
+    (r"^classifier\.", "last_linear."),
+)
+
+REGNET = renamed(
+    (r"^(s\d)\.blocks\.(\d+)\.", lambda block: f"{block[1]}.b{int(block[2]) + 1}."),
+    (r"\.proj\.", ".downsample.conv."),
+    (r"(\.b\d+)\.bn\.", r"\1.downsample.bn."),
+    (r"\.f\.se\.conv_reduce\.", ".se.fc1."),
+    (r"\.f\.se\.conv_expand\.", ".se.fc2."),
+    *((rf"\.f\.{letter}\.", f".conv{i}.conv.") for i, letter in enumerate("abc", 1)),
+    *((rf"\.f\.{letter}_bn\.", f".conv{i}.bn.") for i, letter in enumerate("abc", 1)),
+)
+
+DENSENET = renamed(
+    (r"\.cell_list\.(\d+)\.", lambda layer: f".denselayer{int(layer[1]) + 1}."),
+    (r"\.transition(\d)\.features\.", r".transition\1."),
+)
 
 NUMBERED = r"features[._]\d"  # with an underscore where MindCV saved a pyramid
 V3_NAMES = renamed((r"^classifier\.0\.", "conv_head."), (r"^classifier\.3\.", "classifier."))
@@ -189,15 +232,18 @@ def repmlp(state_dict: Tensors, own: Collection[str]) -> Tensors:
 RULES: dict[str, Rule] = {
     "ByobNet": renamed((r"\b(rbr_dense|rbr_1x1)\.0\.", r"\1.conv."), (r"\b(rbr_dense|rbr_1x1)\.1\.", r"\1.bn.")),
     "ConvNeXt": CONVNEXT,
+    "DenseNet": DENSENET,
     "EfficientNet": numbered(NUMBERED, ("conv_stem", "bn1", "blocks", "conv_head", "bn2"),
                              others=renamed((r"^(?:classifier\.1|mlp_head)\.", "classifier."))),
     "GoogLeNet": GOOGLENET,
     "HighResolutionNet": HRNET,
     "MobileNetV3": numbered(NUMBERED, ("conv_stem", "bn1", "blocks"), others=mobilenet_v3),
     "PyramidVisionTransformer": PVT,
+    "RegNet": REGNET,
     "RepMLPNet": repmlp,
     "ResNet": resnet,
     "RexNet": REXNET,
+    "SENet": senet,
     "ShuffleNetV2": SHUFFLENET_V2,
 }
 """By the name of the backbone's class."""
