@@ -14,7 +14,10 @@ from typing import Any, ClassVar, TypeAlias
 from torch import Tensor, nn
 
 from ..backbone import Backbone, Family
+from ..errors import BadArgument
 from ..layers.pool2d_ceil import MaxPool2dCeil
+from ..layers.pool2d_same import MaxPool2dSame
+from ..layers.typing import PadType
 
 __all__ = ["SEBottleneck", "SENet", "SEResNeXtBottleneck", "SEResNetBlock", "SEResNetBottleneck"]
 
@@ -114,7 +117,7 @@ class SENet(Backbone):
 
     `layers`: blocks a stage; `groups`: of the 3x3 convolutions; `reduction`: of the squeeze; `inplanes`: width of the
     stem, which `input_3x3` makes of three convolutions; `downsample_kernel_size`, `downsample_padding`: of the
-    shortcuts from the second stage on.
+    shortcuts from the second stage on; `pool_pad_type` 'same': the pool padded as TensorFlow does.
     """
 
     units = r"layer([1-4])\.(\d+)"
@@ -136,9 +139,12 @@ class SENet(Backbone):
         downsample_padding: int = 0,
         in_chans: int = 3,
         drop_rate: float = 0.2,
+        pool_pad_type: PadType = "",
         **kwargs: Any,
     ) -> None:
         super().__init__(in_chans=in_chans, drop_rate=drop_rate, **kwargs)
+        if pool_pad_type not in ("", "same"):
+            raise BadArgument(f"pool_pad_type={pool_pad_type!r}: give '' (windows from the first pixel on) or 'same'")
         stem: OrderedDict[str, nn.Module] = OrderedDict()
         convs = [(64, 3, 2), (64, 3, 1), (inplanes, 3, 1)] if input_3x3 else [(inplanes, 7, 2)]
         width = in_chans
@@ -150,7 +156,7 @@ class SENet(Backbone):
         self.layer0 = nn.Sequential(stem)
         self.plan.spend(2)
         self.plan.mark(width, "layer0")
-        self.pool0 = MaxPool2dCeil()
+        self.pool0 = MaxPool2dSame(3, 2) if pool_pad_type == "same" else MaxPool2dCeil()
         self.plan.spend(2)
         for i, depth in enumerate(layers, 1):
             chs = 64 * 2 ** (i - 1)
