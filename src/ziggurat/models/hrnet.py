@@ -112,7 +112,8 @@ class HighResolutionModule(nn.Module):
         """Branch `to` as the sum of what all branches have made."""
         size = maps[to].shape[2:]
         total: Any = 0
-        for from_, layer in enumerate(self.fuse_layers[to]):  # type: ignore[arg-type]
+        layers: Any = self.fuse_layers[to]
+        for from_, layer in enumerate(layers):
             x = layer(maps[from_])
             if from_ > to:
                 x = F.interpolate(x, size=size, mode="nearest")
@@ -135,6 +136,13 @@ class HighResolutionNet(Backbone):
 
     units = r"(?:layer|stage)(\d+)\.(\d+)"
     stitches_image = True  # between levels there are several maps
+
+    transition1: nn.ModuleList
+    transition2: nn.ModuleList
+    transition3: nn.ModuleList
+    stage2: nn.Sequential
+    stage3: nn.Sequential
+    stage4: nn.Sequential
 
     def __init__(
         self,
@@ -198,8 +206,10 @@ class HighResolutionNet(Backbone):
 
     def runs_after(self, level: str) -> list[str]:
         module, _, branch = level.rpartition(".")
-        coarser = range(int(branch) + 1, len(HEAD_CHS)) if module == "incre_modules" else ()
-        return [self._fuse_path(i) for i in coarser]
+        if module != "incre_modules":
+            return []
+        last: Any = self.stage4[-1]
+        return [self._fuse_path(i) for i in range(int(branch) + 1, len(last.fuse_layers))]
 
     def init_weights(self) -> None:
         """He initialisation of convolutions by fan out."""
@@ -211,7 +221,7 @@ class HighResolutionNet(Backbone):
         x = self.act1(self.bn1(self.conv1(x)))
         yield x
         maps = [self.layer1(self.act2(self.bn2(self.conv2(x))))]
-        last = self.stage4[-1]
+        last: Any = self.stage4[-1]
         stages = ((self.transition1, self.stage2), (self.transition2, self.stage3), (self.transition3, self.stage4))
         for transition, stage in stages:
             maps = [layer(x) for layer, x in zip(transition, (*maps, maps[-1]))]
