@@ -60,7 +60,7 @@ class Backbone(Levels, metaclass=_Finished):
     - `drop_path_rate` (0.0): stochastic depth at the last unit, growing linearly from the first.
     """
 
-    units: ClassVar[str] = ""
+    units: str = ""
     """Regular expression over module paths: the repeated units, their numbers (or letters) captured."""
     default_out_indices: ClassVar[int | tuple[int, ...] | None] = None
     """Levels that `features_only` gives unless told: all; the last n; or these."""
