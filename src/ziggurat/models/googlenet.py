@@ -96,7 +96,8 @@ class GoogLeNet(Backbone):
         if pad_type not in ("", "same"):
             raise BadArgument(f"pad_type={pad_type!r}: give '' (symmetric) or 'same'")
         norm: Any = get_norm_layer(norm_layer) if norm_layer else None
-        conv = partial(ConvLayer, pad_type=pad_type, act_layer=get_act_layer(act_layer),
+        act: Any = get_act_layer(act_layer)
+        conv = partial(ConvLayer, pad_type=pad_type, act_layer=act,
                        norm_layer=None if norm is None else partial(norm, eps=norm_eps))
 
         def pool(kernel_size: int) -> nn.Module:

@@ -52,7 +52,7 @@ class ShuffleUnit(nn.Module):
             nn.Conv2d(mid_chs, made_chs, 1, groups=groups, bias=False), norm_layer(made_chs),
         )  # fmt: skip
         self.branch_proj = AvgPool2dWithin(3, stride) if stride > 1 else None
-        self.drop_path = DropPath() if stride == 1 else None
+        self.drop_path = DropPath() if stride == 1 else nn.Identity()
         self.act = act_layer(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -139,6 +139,7 @@ class SqueezeNet(Backbone):
                     nn.init.normal_(module.weight, std=0.01)
                 else:
                     nn.init.kaiming_uniform_(module.weight)
+                assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
     def trunk(self, x: Tensor) -> Iterator[Tensor]:
