@@ -33,6 +33,7 @@ ADDRESS = "https://download.mindspore.cn/toolkits/mindcv/"
 SAME_POOL = dict(pool_pad_type="same")
 SAME = dict(pad_type="same", bn_eps=1e-5)
 SAME_STEM_NOT = dict(pad_type="same", stem_pad_type="")
+SYMMETRIC_BUT_FIRST_REDUCTION = dict(pad_type=("", "", "same", ""), pool_pad_type="same")
 
 # MindCV's modules that are held to its outputs, and by patterns of our names what they need: the first that fits
 TRAINED_WITH: dict[str, dict[str, dict[str, Any]]] = {
@@ -48,8 +49,8 @@ TRAINED_WITH: dict[str, dict[str, dict[str, Any]]] = {
         "mobilenetv3_*_075": SAME_STEM_NOT | dict(scale_expansion=True, scale_head=True),
         "*": SAME_STEM_NOT,
     },
-    "nasnet": {},
-    "pnasnet": {},
+    "nasnet": {"*": SYMMETRIC_BUT_FIRST_REDUCTION | dict(count_include_pad=False)},
+    "pnasnet": {"*": SYMMETRIC_BUT_FIRST_REDUCTION},
     "pvt": {},
     "repmlp": {},
     "repvgg": {},

@@ -221,6 +221,16 @@ SHUFFLENET_V2 = renamed(
     (r"^classifier\.", "fc."),
 )
 
+NASNET = renamed(
+    (r"^conv0\.0\.", "conv0.conv."),
+    (r"^conv0\.1\.", "conv0.bn."),
+    (r"\.(conv_1x1|conv_prev_1x1)\.1\.", r".\1.conv."),
+    (r"\.(conv_1x1|conv_prev_1x1)\.2\.", r".\1.bn."),
+    (r"\.path_1\.1\.", ".path_1.conv."),
+    (r"\.path_2\.2\.", ".path_2.conv."),
+    (r"^classifier\.", "last_linear."),
+)
+
 REPMLP = renamed((r"^(conv_embedding|embeds\.\d+)\.conv\.(conv|bn)\.", r"\1.\2."))
 
 
@@ -238,6 +248,8 @@ RULES: dict[str, Rule] = {
     "GoogLeNet": GOOGLENET,
     "HighResolutionNet": HRNET,
     "MobileNetV3": numbered(NUMBERED, ("conv_stem", "bn1", "blocks"), others=mobilenet_v3),
+    "NASNet": NASNET,
+    "PNASNet": NASNET,
     "PyramidVisionTransformer": PVT,
     "RegNet": REGNET,
     "RepMLPNet": repmlp,
