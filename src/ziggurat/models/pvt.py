@@ -163,6 +163,7 @@ class PyramidVisionTransformer(Backbone):
         self.depth = len(depths)
         self.grids: list[tuple[int, int]] = []
         act: Any = get_act_layer(act_layer)
+        self.pos_drop = nn.Dropout(pos_drop_rate)
         height, width = to_2tuple(img_size)
         chs, side = in_chans, patch_size
         for i, dim in enumerate(embed_dims):
@@ -181,7 +182,6 @@ class PyramidVisionTransformer(Backbone):
             self.plan.mark(dim, f"block{i + 1}")
             chs, side = dim, 2
         self.cls_token = nn.Parameter(torch.zeros(1, 1, chs))
-        self.pos_drop = nn.Dropout(pos_drop_rate)
         self.norm = LayerNorm(chs, eps=1e-6)
         self.global_pool = global_pool
         self.make_head("head", width=chs, hidden=chs)
