@@ -172,7 +172,8 @@ SENET_NAMES = renamed(
 )
 
 REGNET = renamed(
-    (r"^(s\d)\.blocks\.(\d+)\.", lambda block: f"{block[1]}.b{int(block[2]) + 1}."),
+    (r"^0\.blocks\.(\d)\.blocks\.(\d+)\.", lambda block: f"s{int(block[1]) + 1}.b{int(block[2]) + 1}."),
+    (r"^0\.blocks\.(\d+)\.", lambda block: f"s1.b{int(block[1]) + 1}."),  # the first stage lacks its own number
     (r"\.proj\.", ".downsample.conv."),
     (r"(\.b\d+)\.bn\.", r"\1.downsample.bn."),
     (r"\.f\.se\.conv_reduce\.", ".se.fc1."),
