@@ -68,8 +68,14 @@ class ConvNeXtBlock(nn.Module):
         self.norm = norm(chs)
         mlp = GlobalResponseNormMlp if use_grn else Mlp
         self.mlp = mlp(chs, int(mlp_ratio * chs), act_layer=act_layer, use_conv=conv_mlp)
-        self.gamma = None if ls_init_value is None else nn.Parameter(torch.full((chs,), ls_init_value))
+        self.gamma = None if ls_init_value is None else nn.Parameter(torch.empty(chs))
+        self.reset_scale()
         self.drop_path = DropPath()
+
+    def reset_scale(self) -> None:
+        """Puts the layer scale, where there is one, back to its initial value."""
+        if self.gamma is not None and self.ls_init_value is not None:
+            nn.init.constant_(self.gamma, self.ls_init_value)
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.conv_dw(x)
@@ -119,6 +125,7 @@ class ConvNeXt(Backbone):
     - `depths`, `dims`, `kernel_sizes`: of the stages: blocks, channels, and the side of their depthwise convolutions.
     - `stem_type`: 'patch' is one convolution of `patch_size` at that stride; 'overlap' two of 3x3 at stride 2,
       'overlap_tiered' the first of them half as wide, 'overlap_act' with an activation between them.
+    - `output_stride` is 32 unless told: with patches of 8 the last stage dilates.
     - `pad_type`: where an image is not whole patches, '' fills it up below and to the right, 'same' on all sides.
     - `conv_mlp`: blocks work on maps throughout; `conv_bias`: convolutions have biases; `use_grn`: global response
       normalisation in the blocks; `ls_init_value`: initial layer scale, None for no layer scale.
@@ -136,7 +143,7 @@ class ConvNeXt(Backbone):
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
-        output_stride: int | None = None,
+        output_stride: int | None = 32,
         depths: Sequence[int] = (3, 3, 9, 3),
         dims: Sequence[int] = (96, 192, 384, 768),
         kernel_sizes: int | Sequence[int] = 7,
@@ -191,8 +198,15 @@ class ConvNeXt(Backbone):
                 if name.startswith("head.") and self.head_init_scale != 1.0:
                     with torch.no_grad():
                         module.weight.mul_(self.head_init_scale)
-            elif isinstance(module, ConvNeXtBlock) and module.gamma is not None:
-                nn.init.constant_(module.gamma, module.ls_init_value)
+            elif isinstance(module, ConvNeXtBlock):
+                module.reset_scale()
+
+    def drop_head(self) -> None:
+        """Removes the classifier, and the norm and the hidden layer before it."""
+        self.head.strip()
+        self.head.change_width(self.num_features)
+        self._hidden = None
+        super().drop_head()
 
     def remap_checkpoint(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The published files of Meta's (both versions, DINOv3 and EUPE) and the image towers of OpenCLIP's.
@@ -230,9 +244,9 @@ def norms(norm_layer: LayerType | None, eps: float | None, conv_mlp: bool) -> tu
     elif not conv_mlp:
         raise BadArgument(f"norm_layer={norm_layer!r}: blocks with channels last take a norm by name, one of "
                           f"{', '.join(CHANNELS_LAST.values())}; give one of them, or conv_mlp=True")
-    made = get_norm_layer(norm_layer), get_norm_layer(of_blocks)
-    assert made[0] is not None and made[1] is not None
-    return made if eps is None else (partial(made[0], eps=eps), partial(made[1], eps=eps))
+    maps, blocks = get_norm_layer(norm_layer), get_norm_layer(of_blocks)
+    assert maps is not None and blocks is not None
+    return (maps, blocks) if eps is None else (partial(maps, eps=eps), partial(blocks, eps=eps))
 
 
 def make_stem(
