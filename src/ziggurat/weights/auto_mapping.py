@@ -14,6 +14,7 @@ and is one part; a part of the checkpoint and one of the model can be a pair if 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,6 +39,7 @@ LEAVES = {
     "running_var": "running_var", "moving_variance": "running_var", "variance": "running_var", "var": "running_var",
 }  # fmt: skip
 TOKENS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+SAME = ({"q", "query"}, {"k", "key"}, {"v", "value"})  # words that people use for one thing
 SHOWN = 6
 
 
@@ -104,6 +106,8 @@ def pair(own: Mapping[str, Shape], theirs: Mapping[str, Shape], free: Sequence[s
     """
     ours, others = parts_of(own), parts_of(theirs)
     done = by_name(ours, others)
+    if len(done) < len(ours):
+        refuse_twins(own, theirs)
     rest = [part for part in ours if part not in {o for o, _ in done}]
     left = [part for part in others if part not in {t for _, t in done}]
     in_order = list(theirs) != sorted(theirs)  # else the file tells nothing of the network's order
@@ -129,6 +133,7 @@ def pair(own: Mapping[str, Shape], theirs: Mapping[str, Shape], free: Sequence[s
                 f"the model's {some(n for part in mine for n in part.names)}? Their shapes are the same, and neither names "
                 "nor the numbers in them decide. Rename the checkpoint's tensors."
             )
+    refuse_strays(done)
     names_of = {t.tensors[leaf][0]: name for o, t in done for leaf, (name, _) in o.tensors.items() if leaf in t.tensors}
     unfilled = [name for name in own if name not in names_of.values() and not name.startswith(tuple(free))]
     if unfilled:
@@ -139,6 +144,48 @@ def pair(own: Mapping[str, Shape], theirs: Mapping[str, Shape], free: Sequence[s
             "architecture that the checkpoint is of, or rename its tensors."
         )
     return names_of
+
+
+def refuse_twins(own: Mapping[str, Shape], theirs: Mapping[str, Shape]) -> None:
+    """Raises where a checkpoint has one network under two names, each enough for the whole model."""
+    for depth in (1, 2, 3):
+        found: dict[frozenset[tuple[str, Shape]], str] = {}
+        under: dict[str, set[tuple[str, Shape]]] = {}
+        for name, shape in theirs.items():
+            segments = name.split(".")
+            if len(segments) > depth:
+                under.setdefault(".".join(segments[:depth]), set()).add((".".join(segments[depth:]), shape))
+        for start, held in under.items():
+            twin = "no prefix" if held <= theirs.items() else found.setdefault(frozenset(held), start)
+            if len(held) >= len(own) and twin != start:
+                raise CheckpointMismatch(
+                    f"auto_mapping: the checkpoint has one network twice, under {twin} and under {start}, and neither is "
+                    f"named as the model is ({some(own)}). Leave one of them out of the file."
+                )
+
+
+def refuse_strays(pairs: Pairs) -> None:
+    """Raises where names of the same words are paired, but not in one order, or most with one shift and a few with another.
+
+    A layer of another depth may have the shape of one that the checkpoint lacks.
+    """
+    kinds: dict[tuple[tuple[str, ...], tuple[str, ...]], Pairs] = {}
+    for o, t in pairs:
+        kinds.setdefault((o.words, t.words), []).append((o, t))
+    for kind in kinds.values():
+        steps = [tuple(j - i for i, j in zip(o.numbers, t.numbers)) for o, t in kind]
+        usual, count = Counter(steps).most_common(1)[0]
+        strays = [pair for pair, step in zip(kind, steps) if step != usual] if count > max(2, len(kind) / 2) else []
+        in_order = sorted(kind, key=lambda pair: pair[0].numbers)
+        if not strays:
+            strays = [b for a, b in pairwise(in_order) if a[1].numbers >= b[1].numbers]
+        if strays:
+            o, t = strays[0]
+            raise CheckpointMismatch(
+                f"auto_mapping: by its shape the checkpoint's {t.names[0]} would be the model's {o.names[0]}, but the numbers "
+                "in the names of such layers pair them otherwise. Choose the architecture that the checkpoint is of, or "
+                "rename its tensors."
+            )
 
 
 def without(parts: Sequence[Part], pairs: Pairs, side: int) -> list[Part]:
@@ -305,7 +352,8 @@ def closeness(ours: Sequence[str], theirs: Sequence[str], known: Mapping[str, st
     for x in a:
         before, best = best, [0.0]
         for j, y in enumerate(b):
-            same = 1.0 if y in (x, known.get(x)) else 0.5 if x.startswith(y) or y.startswith(x) else 0.0
+            is_short = min(len(x), len(y)) > 2 and (x.startswith(y) or y.startswith(x))
+            same = 1.0 if y in (x, known.get(x)) or {x, y} in SAME else 0.5 * is_short
             best.append(max(before[j] + same, before[j + 1], best[j]))
     return 2 * best[-1] / (len(a) + len(b))
 
