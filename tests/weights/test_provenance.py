@@ -71,8 +71,7 @@ def test_licences_are_timms_except_where_the_publisher_is_cited():
     stated = {pattern: row for row in provenance()["stated"] for pattern in row["names"]}
     corrected = set()
     for name, cfg in WEIGHTS.items():
-        known = timm.get_pretrained_cfg(name)  # None for torchvision's architectures that timm has not
-        theirs = OTHERS[cfg.tag] if cfg.tag in OTHERS else known and known.license
+        theirs = OTHERS[cfg.tag] if cfg.tag in OTHERS else getattr(timm.get_pretrained_cfg(name), "license", None)
         patterns = [pattern for pattern in stated if fnmatchcase(name, pattern)]
         if patterns:
             row = stated[patterns[0]]
