@@ -24,8 +24,12 @@ SIDE = 64  # pixels, whatever the architecture's own size
 GAPS: dict[tuple[str, str], str] = {}
 
 
-# checked on a smaller network: capturing nineteen blocks of halo attention for any size takes a minute
-ELSEWHERE = {("halonet_h1", check): "tests/models/test_byoanet.py" for check in ("compile", "export")}
+# checked on a smaller network: capturing nineteen blocks of halo attention for any size takes a minute, say
+ELSEWHERE = {
+    (name, check): f"tests/models/{file}"
+    for name, file in (("halonet_h1", "test_byoanet.py"), ("rexnet_090", "test_rexnet.py"))
+    for check in ("compile", "export")
+}
 
 
 @pytest.mark.parametrize(
