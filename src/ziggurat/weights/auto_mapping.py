@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -105,9 +105,10 @@ def pair(own: Mapping[str, Shape], theirs: Mapping[str, Shape], free: Sequence[s
     The model's that begin with one of `free` may be left without. Raises `CheckpointMismatch`.
     """
     ours, others = parts_of(own), parts_of(theirs)
-    done = by_name(ours, others)
-    if len(done) < len(ours):
+    if not {part.tokens for part in ours} <= {part.tokens for part in others}:
         refuse_twins(own, theirs)
+    ours, others = without_lead(ours, others), without_lead(others, ours)
+    done = by_name(ours, others)
     rest = [part for part in ours if part not in {o for o, _ in done}]
     left = [part for part in others if part not in {t for _, t in done}]
     in_order = list(theirs) != sorted(theirs)  # else the file tells nothing of the network's order
@@ -157,7 +158,7 @@ def refuse_twins(own: Mapping[str, Shape], theirs: Mapping[str, Shape]) -> None:
                 under.setdefault(".".join(segments[:depth]), set()).add((".".join(segments[depth:]), shape))
         for start, held in under.items():
             twin = "no prefix" if held <= theirs.items() else found.setdefault(frozenset(held), start)
-            if len(held) >= len(own) and twin != start:
+            if len(held) >= max(len(own), 2) and twin != start:
                 raise CheckpointMismatch(
                     f"auto_mapping: the checkpoint has one network twice, under {twin} and under {start}, and neither is "
                     f"named as the model is ({some(own)}). Leave one of them out of the file."
@@ -224,6 +225,18 @@ def parts_of(shapes: Mapping[str, Shape]) -> list[Part]:
         for leaf, held in leaves.items():
             if leaf not in alone:  # a tensor by itself, or two that look alike: each is a part
                 parts += [Part(tokens_of(name), {"": (name, shapes[name])}, len(parts) + i) for i, name in enumerate(held)]
+    return parts
+
+
+def without_lead(parts: list[Part], others: Sequence[Part]) -> list[Part]:
+    """Parts without the words that the names of all of them begin with, unless one of the others begins so too."""
+    while parts and all(len(part.tokens) > 1 for part in parts):
+        lead = parts[0].tokens[0]
+        if isinstance(lead, int) or any(part.tokens[0] != lead for part in parts):
+            break
+        if any(part.tokens[:1] == (lead,) for part in others):
+            break
+        parts = [replace(part, tokens=part.tokens[1:]) for part in parts]
     return parts
 
 
