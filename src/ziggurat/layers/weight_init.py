@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ziggurat.errors import BadArgument
 
+from .cond_conv2d import CondConv2d
+
 __all__ = [
     "init_weight_jax",
     "init_weight_tf",
@@ -113,17 +115,18 @@ def init_weight_jax(module: nn.Module, name: str, head_bias: float = 0.0, classi
         getattr(module, "init_weights", lambda: None)()
 
 
-def init_weight_tf(module: nn.Module) -> None:
-    """Initialises one module as TensorFlow's EfficientNet is: normal convolutions and uniform dense layers, by fan out.
+def init_weight_tf(module: nn.Module, name: str = "") -> None:
+    """Initialises one named module as TensorFlow's EfficientNet is: normal convolutions, uniform dense layers, by fan out.
 
-    Norms start as the identity, biases as zero. Other modules stay as they are.
+    A `routing_fn`, which weighs the experts of mixed convolutions, counts its inputs too. Norms start as the identity,
+    biases as zero. Other modules stay as they are.
     """
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, (nn.Conv2d, CondConv2d)):
         fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
     elif isinstance(module, nn.Linear):
-        reach = module.out_features**-0.5
-        nn.init.uniform_(module.weight, -reach, reach)
+        fan = module.out_features + (module.in_features if name.endswith("routing_fn") else 0)
+        nn.init.uniform_(module.weight, -(fan**-0.5), fan**-0.5)
     elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
         nn.init.ones_(module.weight)
     else:

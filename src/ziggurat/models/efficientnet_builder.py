@@ -29,13 +29,13 @@ from torch import nn
 from ..backbone import Backbone, Plan, Step
 from ..errors import BadArgument
 from ..layers.attention2d import MultiQueryAttention2d
-from ..layers.cond_conv2d import CondConv2d
 from ..layers.create_act import get_act_layer
 from ..layers.create_attn import get_attn
 from ..layers.create_conv2d import create_conv2d
 from ..layers.create_norm_act import get_norm_act_layer
 from ..layers.shapes import make_divisible
 from ..layers.typing import LayerType, PadType
+from ..layers.weight_init import init_weight_tf
 from .efficientnet_blocks import (
     CondConvResidual,
     ConvBnAct,
@@ -413,18 +413,7 @@ class MobileBackbone(Backbone):
     def init_weights(self) -> None:
         """Normal weights by fan out, as the authors' TensorFlow code draws them; attention draws its own."""
         for name, module in self.named_modules():
-            if isinstance(module, (nn.Conv2d, CondConv2d)):
-                fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-            elif isinstance(module, nn.Linear):
-                fan = module.out_features + (module.in_features if name.endswith("routing_fn") else 0)
-                nn.init.uniform_(module.weight, -(fan**-0.5), fan**-0.5)
-            elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
-                nn.init.ones_(module.weight)
-            else:
-                continue
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            init_weight_tf(module, name)
         for module in self.blocks.modules():
             if isinstance(module, MultiQueryAttention2d):
                 module.init_weights()
