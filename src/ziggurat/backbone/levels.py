@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import BadArgument, UnsupportedStride
 from ..layers.guards import blocks
+from ..layers.padding import extend
 from .images import check_images, resized
 from .neck import PYRAMIDS, PyramidNeck
 from .plan import FeatureInfo, Plan, level_size, take_indices, take_strides
@@ -35,6 +36,9 @@ class Levels(nn.Module):
     """The least height and width of an image; set it lower on a model at your own risk of maps without pixels."""
     native_size: tuple[int, int] | None = None
     """The only image size that the trunk takes (an MLP over positions): images are resized to it, and maps back."""
+    margin: int | None = None
+    """Cells that the levels of an unpadded network lack above and to the left, where they lack some: each is given on the
+    full grid of its stride, its outermost cells repeated. What the head reads is the network's own, unless stitched."""
     stitches_image: ClassVar[bool] = False
     """Stitched output strides shift the image: between levels the network's state is more than one map."""
 
@@ -122,10 +126,18 @@ class Levels(nn.Module):
         level, index = x, 0
         for index, level in enumerate(self.trunk(images, **inputs)):
             if index in take:
-                levels[index] = self._stitched(level, index, x)
+                levels[index] = self._stitched(self._extended(level, index, x), index, x)
             if index == stop:
                 break
-        return levels, levels[index] if index in levels else self._stitched(level, index, x)
+        if self.margin is not None and not self._boundaries:
+            return levels, level
+        return levels, levels[index] if index in levels else self._stitched(self._extended(level, index, x), index, x)
+
+    def _extended(self, level: Tensor, index: int, x: Tensor) -> Tensor:
+        """What the trunk yielded at `index`, on the full grid of its stride where the network made less of it."""
+        if self.margin is None:
+            return level
+        return extend(level, *level_size(x.shape[2], x.shape[3], self.plan.levels[index]["reduction"]), self.margin)
 
     def _as_map(self, level: Tensor, index: int, x: Tensor) -> Tensor:
         """Level `index` in the trunk's layout as an NCHW map; `x` is the image batch that it came from."""
@@ -234,9 +246,6 @@ class Levels(nn.Module):
             maps = level[:, count:].unflatten(1, self.token_grid(height, width)).permute(0, 3, 1, 2)
             patches = interleaved(maps, phases, size).flatten(2).transpose(1, 2)
             return torch.cat((level[:: phases[0] ** 2, :count], patches), dim=1)
-        if behind:  # what the head reads may be of fewer cells than the level
-            size = (torch.sym_min(size[0], level.shape[2] * math.prod(phases)),
-                    torch.sym_min(size[1], level.shape[3] * math.prod(phases)))
         return interleaved(level, phases, size)
 
     def _patch_grid(self, size: Sequence[int]) -> tuple[int, int]:

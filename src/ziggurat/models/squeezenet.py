@@ -20,8 +20,6 @@ from ..backbone import Backbone, Family
 from ..errors import UnsupportedPooling
 from ..layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from ..layers.create_act import get_act_layer
-from ..layers.guards import blocks
-from ..layers.padding import extend
 from ..layers.pool2d_ceil import MaxPool2dOverhang
 from ..layers.typing import LayerType
 
@@ -143,14 +141,11 @@ class SqueezeNet(Backbone):
                 nn.init.zeros_(module.bias)
 
     def trunk(self, x: Tensor) -> Iterator[Tensor]:
-        height, width = x.shape[-2:]
-        strides = {level["module"]: level["reduction"] for level in self.plan.levels}
+        levels = [level["module"] for level in self.plan.levels]
         for name, module in self.features.named_children():
             x = module(x)
-            stride = strides.get(f"features.{name}")
-            if stride is not None:
-                yield extend(x, blocks(height, stride), blocks(width, stride), self.margin)
-        yield x
+            if f"features.{name}" in levels:
+                yield x
 
 
 family = Family(SqueezeNet, {
