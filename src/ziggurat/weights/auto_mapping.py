@@ -70,6 +70,35 @@ class Part:
         return [name for name, _ in self.tensors.values()]
 
 
+@dataclass(frozen=True)
+class Words:
+    """What words of the model's names stand for in the checkpoint's."""
+
+    known: Mapping[str, str]
+    """Words that stand for others, found in pairs that are sure."""
+    abbreviates: bool
+    """Whether the beginning of a word may stand for it."""
+
+    def closeness(self, ours: Sequence[str], theirs: Sequence[str]) -> float:
+        """How many words two names have in common in the same order, abbreviations counting half: 0 to 1."""
+        a, b = plain(ours), plain(theirs)
+        if not a or not b:
+            return 0.0
+        best = [0.0] * (len(b) + 1)
+        for x in a:
+            before, best = best, [0.0]
+            for j, y in enumerate(b):
+                best.append(max(before[j] + self.alike(x, y), before[j + 1], best[j]))
+        return 2 * best[-1] / (len(a) + len(b))
+
+    def alike(self, ours: str, theirs: str) -> float:
+        if theirs in (ours, self.known.get(ours)) or {ours, theirs} in SAME:
+            return 1.0
+        if not self.abbreviates or ours in self.known or theirs in self.known.values():
+            return 0.0
+        return 0.5 * (min(len(ours), len(theirs)) > 2 and (ours.startswith(theirs) or theirs.startswith(ours)))
+
+
 def paired(
     model: nn.Module, own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], cfg: PretrainedCfg
 ) -> dict[str, Tensor]:
@@ -112,19 +141,21 @@ def pair(own: Mapping[str, Shape], theirs: Mapping[str, Shape], free: Sequence[s
     rest = [part for part in ours if part not in {o for o, _ in done}]
     left = [part for part in others if part not in {t for _, t in done}]
     in_order = list(theirs) != sorted(theirs)  # else the file tells nothing of the network's order
+    abbreviates = False  # only where nothing else helps
     while True:
-        known = synonyms(done)
+        words = Words(synonyms(done), abbreviates)
         found: Pairs = []
         undecided: list[tuple[list[Part], list[Part]]] = []
         for shapes in dict.fromkeys(part.shapes for part in rest):
             mine = [part for part in rest if part.shapes == shapes]
             candidates = [part for part in left if part.shapes == shapes]
-            pairs = by_shape(mine, candidates, in_order, known)
+            pairs = by_shape(mine, candidates, in_order, words)
             found += pairs
             if candidates and len(pairs) < len(mine):
                 undecided.append((without(mine, pairs, 0), without(candidates, pairs, 1)))
-        if not found:
+        if not found and abbreviates:
             break
+        abbreviates = not found
         done += found
         rest, left = without(rest, found, 0), without(left, found, 1)
     for mine, candidates in undecided:
@@ -290,17 +321,17 @@ def is_shift(ours: Sequence[tuple[int, ...]], theirs: Sequence[tuple[int, ...]])
 # -------------------------------------------------------------------- shapes and order
 
 
-def by_shape(ours: Sequence[Part], theirs: Sequence[Part], in_order: bool, known: Mapping[str, str]) -> Pairs:
+def by_shape(ours: Sequence[Part], theirs: Sequence[Part], in_order: bool, words: Words) -> Pairs:
     """Those parts of one shape in pairs that names and the numbers in them decide."""
     if len(ours) == len(theirs):
-        found = as_row(ours, theirs, in_order, known)
+        found = as_row(ours, theirs, in_order, words)
         if found:
             return found
-    groups = [[part for part in ours if part.words == words] for words in dict.fromkeys(p.words for p in ours)]
-    others = [[part for part in theirs if part.words == words] for words in dict.fromkeys(p.words for p in theirs)]
+    groups = [[part for part in ours if part.words == kind] for kind in dict.fromkeys(p.words for p in ours)]
+    others = [[part for part in theirs if part.words == kind] for kind in dict.fromkeys(p.words for p in theirs)]
     fit = as_row if len(ours) == len(theirs) else as_start
-    fits = {(i, j): pairs for i, a in enumerate(groups) for j, b in enumerate(others) if (pairs := fit(a, b, in_order, known))}
-    close = {(i, j): closeness(groups[i][0].words, others[j][0].words, known) for i, j in fits}
+    fits = {(i, j): pairs for i, a in enumerate(groups) for j, b in enumerate(others) if (pairs := fit(a, b, in_order, words))}
+    close = {(i, j): words.closeness(groups[i][0].words, others[j][0].words) for i, j in fits}
     found = []
     for (i, j), pairs in fits.items():
         rivals = [edge for edge in fits if edge != (i, j) and (edge[0] == i or edge[1] == j)]
@@ -310,7 +341,7 @@ def by_shape(ours: Sequence[Part], theirs: Sequence[Part], in_order: bool, known
     return found
 
 
-def as_row(ours: Sequence[Part], theirs: Sequence[Part], in_order: bool, known: Mapping[str, str]) -> Pairs:
+def as_row(ours: Sequence[Part], theirs: Sequence[Part], in_order: bool, words: Words) -> Pairs:
     """As many parts on both sides, in the order of the numbers in their names; nothing where that is no order."""
     a, b = row(ours), row(theirs)
     if len(ours) != len(theirs) or a is None or b is None:
@@ -319,17 +350,17 @@ def as_row(ours: Sequence[Part], theirs: Sequence[Part], in_order: bool, known: 
     if not says_place and in_order and [p.place for p in b] != sorted(p.place for p in b):
         return []  # the numbers say one thing, the order of the file another
     for o, t in zip(a, b):
-        here = closeness(o.words, t.words, known)
-        others = [closeness(o.words, p.words, known) for p in b] + [closeness(p.words, t.words, known) for p in a]
+        here = words.closeness(o.words, t.words)
+        others = [words.closeness(o.words, p.words) for p in b] + [words.closeness(p.words, t.words) for p in a]
         if max(others) > here:
             return []  # words say another thing
     return list(zip(a, b))
 
 
-def as_start(ours: Sequence[Part], theirs: Sequence[Part], in_order: bool, known: Mapping[str, str]) -> Pairs:
+def as_start(ours: Sequence[Part], theirs: Sequence[Part], in_order: bool, words: Words) -> Pairs:
     """The first of more parts on the other side, where their numbers are the same or shifted as a whole."""
     if len(theirs) == len(ours):
-        return as_row(ours, theirs, in_order, known)
+        return as_row(ours, theirs, in_order, words)
     a, b = row(ours), row(theirs)
     if a is None or b is None or len(b) < len(a) or not a[0].numbers or len(a[0].numbers) != len(b[0].numbers):
         return []
@@ -354,21 +385,6 @@ def varying(parts: Sequence[Part]) -> list[tuple[int, ...]]:
     """The numbers in the names of parts, without those that all of them have."""
     columns = [column for column in zip(*(part.numbers for part in parts)) if len(set(column)) > 1]
     return list(zip(*columns)) if columns else [()] * len(parts)
-
-
-def closeness(ours: Sequence[str], theirs: Sequence[str], known: Mapping[str, str]) -> float:
-    """How many words two names have in common in the same order, abbreviations counting half: 0 to 1."""
-    a, b = plain(ours), plain(theirs)
-    if not a or not b:
-        return 0.0
-    best = [0.0] * (len(b) + 1)
-    for x in a:
-        before, best = best, [0.0]
-        for j, y in enumerate(b):
-            is_short = min(len(x), len(y)) > 2 and (x.startswith(y) or y.startswith(x))
-            same = 1.0 if y in (x, known.get(x)) or {x, y} in SAME else 0.5 * is_short
-            best.append(max(before[j] + same, before[j + 1], best[j]))
-    return 2 * best[-1] / (len(a) + len(b))
 
 
 def plain(words: Sequence[str]) -> list[str]:
