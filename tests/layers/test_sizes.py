@@ -9,8 +9,8 @@ import ziggurat
 from ziggurat.layers.guards import blocks, surely
 from ziggurat.layers.halo_attn import HaloAttn
 from ziggurat.layers.non_local_attn import BilinearAttnTransform
-from ziggurat.layers.padding import crop, pad_to_multiple
-from ziggurat.layers.pool2d_ceil import AvgPool2dCeil, MaxPool2dCeil
+from ziggurat.layers.padding import crop, extend, pad_to_multiple
+from ziggurat.layers.pool2d_ceil import AvgPool2dCeil, MaxPool2dCeil, MaxPool2dOverhang
 
 SIZES = ((6, 8), (7, 9), (1, 2), (5, 6))
 
@@ -56,6 +56,21 @@ def test_exported_pools_give_the_same(pool):
     for size in ((7, 9), (10, 12), (3, 4)):
         x = torch.randn(3, 1, *size)
         torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_an_exported_pool_that_hangs_over_is_pytorchs():
+    sides = {2: torch.export.Dim("height", min=4, max=99), 3: torch.export.Dim("width", min=4, max=99)}
+    program = torch.export.export(MaxPool2dOverhang(), (torch.randn(2, 1, 8, 9),), dynamic_shapes=(sides,))
+    for size in ((7, 9), (10, 12), (4, 5)):
+        x = -torch.rand(2, 1, *size)
+        assert torch.equal(program.module()(x), nn.MaxPool2d(3, 2, ceil_mode=True)(x))
+
+
+def test_a_map_extended_by_its_edges():
+    x = torch.arange(4.0).view(1, 1, 2, 2)
+    wanted = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 1, 1], [2, 2, 3, 3, 3], [2, 2, 3, 3, 3.0]])
+    assert torch.equal(extend(x, 4, 5, before=1)[0, 0], wanted)
+    assert extend(x, 2, 2) is x
 
 
 def test_padding_and_cropping():
