@@ -35,10 +35,12 @@ SAME = dict(pad_type="same", bn_eps=1e-5)
 SAME_STEM_NOT = dict(pad_type="same", stem_pad_type="")
 SYMMETRIC_BUT_FIRST_REDUCTION = dict(pad_type=("", "", "same", ""), pool_pad_type="same")
 
-# MindCV's modules that are held to its outputs, and by patterns of our names what they need: the first that fits
-TRAINED_WITH: dict[str, dict[str, dict[str, Any]]] = {
-    "cmt": {},
+# MindCV's modules that are held to its outputs, and by patterns of our names what they need: the first that fits (None:
+# MindCV's network is another)
+TRAINED_WITH: dict[str, dict[str, dict[str, Any] | None]] = {
+    "cmt": {"*": dict(act_layer="gelu_tanh", norm_eps=1e-7)},
     "convnext": {"*": dict(act_layer="gelu_tanh", pad_type="same")},
+    "densenet": {},  # at sizes that 32 divides: elsewhere MindCV's transitions round down
     "efficientnet": {"efficientnet_b[567]": dict(pad_type="same", bn_eps=1e-3), "*": SAME},
     "googlenet": {"*": dict(norm_layer="", wide_kernel_size=5, pad_type="same")},
     "hrnet": {"*": dict(head_conv_bias=False)},
@@ -51,17 +53,20 @@ TRAINED_WITH: dict[str, dict[str, dict[str, Any]]] = {
     },
     "nasnet": {"*": SYMMETRIC_BUT_FIRST_REDUCTION | dict(count_include_pad=False)},
     "pnasnet": {"*": SYMMETRIC_BUT_FIRST_REDUCTION},
-    "pvt": {},
-    "repmlp": {},
+    "pvt": {"*": dict(act_layer="gelu_tanh", attn_norm_eps=1e-5, sr_norm_eps=1e-7)},
+    "regnet": {},
+    "repmlp": {"*": dict(act_layer="gelu_tanh")},
     "repvgg": {},
     "res2net": {},
     "resnest": {"*": SAME_POOL},
     "resnet": {"*": SAME_POOL},
     "rexnet": {},
+    "senet": {"*": SAME_POOL},
     "shufflenetv1": {},
     "shufflenetv2": {
         "*": dict(shuffles_first=True, widens_first=False, classifier_bias=False, pool_pad_type="same"),
     },
+    "sknet": {"skresnet18": SAME_POOL, "skresnet34": SAME_POOL, "*": None},  # bottlenecks lack an activation
     "squeezenet": {"squeezenet1_0": dict(ceil_mode=False), "*": dict(ceil_mode=False, stem_padding=1)},
 }
 
@@ -126,6 +131,8 @@ def page() -> str:
                 print(f"{ours} is not in the catalog: no row")
                 continue
             needs = next((args for pattern, args in trained_with.items() if fnmatchcase(ours, pattern)), {})
+            if needs is None:
+                continue
             modules.setdefault(catalog()[ours]["module"], {})[ours] = row(best(candidates), needs)
     lines = [HEADER + DEFAULT]
     for module in sorted(modules):

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import ziggurat
-from parity import mindcv
+from parity import mindcv, mindcv_names
 from ziggurat.errors import BadArgument, CheckpointMismatch
+from ziggurat.factory import WithoutWeights
 from ziggurat.layers import AvgPool2dWithin, create_pool2d
-from ziggurat.weights.mindcv import from_mindcv
 from ziggurat.weights.reading import read_state_dict
 
 TOLERANCE = 1e-5
@@ -35,8 +35,25 @@ def test_a_checkpoint_of_mindcvs_gives_its_outputs(theirs, ours, kwargs, tmp_pat
         assert max(found.values()) <= TOLERANCE, (size, found)
 
 
+@pytest.mark.parametrize("theirs", [
+    "efficientnet_v2_s",
+    "mobilenet_v2_130_224",
+    "mobilenet_v3_large_075",
+    "repvgg_b1g2",
+    "res2net50_v1b",  # no pool in the shortcut of the first stage, where ours has one that does nothing
+    "densenet121",
+    "regnet_y_200mf",
+    "seresnet18",
+    "seresnext26_32x4d",
+    "skresnet18",
+])  # fmt: skip
+def test_every_parameter_of_mindcvs_has_its_place(theirs):
+    """A few; all of them are read by `python tests/parity/mindcv_names.py`."""
+    assert not mindcv_names.unlike(theirs)
+
+
 def test_the_tag_says_what_the_weights_need_and_the_plain_name_does_not():
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutWeights():
         tagged, plain = (ziggurat.create_model(f"mobilenetv3_large_075{tag}") for tag in (".mindcv_in1k", ""))
     assert sum(p.numel() for p in tagged.parameters()) == 3377576  # MindCV's
     assert sum(p.numel() for p in plain.parameters()) == 3993528  # timm's
@@ -74,25 +91,6 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         ziggurat.create_model("efficientnet_b0", checkpoint_path=path)
 
 
-def test_shortcuts_are_renamed_by_their_order():
-    """MindCV's res2net50_v1b has no pool in the shortcut of its first stage; ours has one that does nothing."""
-    with torch.device("meta"):
-        model = ziggurat.create_model("res2net50d")
-    theirs = {
-        "layer1.0.down_sample.0.weight": (256, 64, 1, 1),
-        "layer1.0.down_sample.1.weight": (256,),
-        "layer2.0.down_sample.1.weight": (512, 256, 1, 1),
-        "layer2.0.down_sample.2.weight": (512,),
-    }
-    given = {name: torch.zeros(shape) for name, shape in theirs.items()}
-    assert list(from_mindcv(model, given, model.state_dict())) == [
-        "layer1.0.downsample.1.weight",
-        "layer1.0.downsample.2.weight",
-        "layer2.0.downsample.1.weight",
-        "layer2.0.downsample.2.weight",
-    ]
-
-
 @pytest.mark.parametrize("height, width", [(6, 7), (5, 8)])
 def test_an_average_leaves_the_padding_out(height, width):
     x = torch.rand(2, 3, height, width) + 1
@@ -107,7 +105,7 @@ def test_an_average_leaves_the_padding_out(height, width):
 
 
 def test_pools_padded_same_give_maps_that_round_up_and_export():
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutWeights():
         model = ziggurat.create_model("resnest14d", pool_pad_type="same").eval()
         levels = model.pyramid(torch.empty(1, 3, 75, 50))
     assert {s: tuple(level.shape[2:]) for s, level in levels.items()} == {
@@ -128,7 +126,7 @@ def test_other_padding_of_pools_is_refused():
 
 
 def test_expansions_scale_alike_where_the_rest_does_not():
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutWeights():
         plain, asked = (ziggurat.create_model("mobilenetv3_small_100", scale_expansion=scale, scale_head=scale)
                         for scale in (False, True))
     assert {key: v.shape for key, v in plain.state_dict().items()} == {
