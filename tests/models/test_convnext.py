@@ -5,12 +5,14 @@ import re
 import pytest
 import timm
 import torch
+from timm.models import group_parameters as timm_groups
 from timm.models.convnext import checkpoint_filter_fn
 from torch import nn
 
 import ziggurat
 from parity import mindcv
 from parity.oracle import TOLERANCE, compare, compare_keys, redraw
+from ziggurat.backbone import group_parameters
 from ziggurat.errors import BadArgument, CheckpointMismatch
 from ziggurat.layers import Conv2dCeil, DropPath, GlobalResponseNorm
 from ziggurat.weights.mindcv import from_mindcv
@@ -92,6 +94,15 @@ def test_a_norm_before_pooling_closes_the_trunk_and_one_behind_it_does_not():
         assert torch.equal(plain, normed) is not head_norm_first
         if head_norm_first:
             torch.testing.assert_close(normed, model.norm_pre(plain))
+
+
+def test_groups_of_parameters_are_timms():
+    """Layer-wise learning rates count the layers between stages to the first block behind them."""
+    for coarse in (False, True):  # a norm before pooling is a group of its own in timm's coarse ones
+        with torch.device("meta"):
+            ours, theirs = (lib.create_model("test_convnext", head_norm_first=not coarse) for lib in (ziggurat, timm))
+        groups = group_parameters(ours, ours.group_matcher(coarse), reverse=True)
+        assert groups == timm_groups(theirs, theirs.group_matcher(coarse), reverse=True)
 
 
 @pytest.mark.parametrize("kwargs", [{}, dict(head_hidden_size=40), dict(head_norm_first=True)])

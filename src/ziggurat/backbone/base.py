@@ -498,7 +498,7 @@ class Backbone(Levels, metaclass=_Finished):
             return "^(?:" + "|".join(map(re.escape, tops)) + r")(?:\.|$)"
 
         blocks: list[tuple[str, Any]] = [] if coarse else [("^" + self.units, None)]
-        blocks.append((by_stage, None))
+        blocks.append((by_stage, None if coarse else (0,)))  # what else a stage has joins its first unit
         blocks += [(either({path: None}), (follows, *MATCH_PREV_GROUP)) for path, follows in joints.items()]
         if tail:
             blocks.append((either(tail), MATCH_PREV_GROUP))
