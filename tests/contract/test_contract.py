@@ -27,7 +27,10 @@ GAPS: dict[tuple[str, str], str] = {}
 # checked on a smaller network: capturing nineteen blocks of halo attention for any size takes a minute, say
 ELSEWHERE = {
     (name, check): f"tests/models/{file}"
-    for name, file in (("halonet_h1", "test_byoanet.py"), ("rexnet_090", "test_rexnet.py"))
+    for name, file in (
+        ("halonet_h1", "test_byoanet.py"), ("rexnet_090", "test_rexnet.py"), ("nasnet_a_4x1056", "test_nasnet.py"),
+        ("pnasnet", "test_pnasnet.py"),
+    )
     for check in ("compile", "export")
 }
 

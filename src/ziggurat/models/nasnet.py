@@ -26,7 +26,6 @@ from ..layers.drop import DropPath
 from ..layers.guards import blocks
 from ..layers.padding import crop
 from ..layers.pool2d_same import AvgPool2dSame, AvgPool2dWithin, create_pool2d
-from ..layers.typing import PadType
 
 __all__ = [
     "ActConvBn", "BranchSeparables", "Cell", "CellBackbone", "CellPlan", "FactorizedReduction", "Genotype", "NASNet",
@@ -52,10 +51,13 @@ class Genotype(NamedTuple):
 class Padding(NamedTuple):
     """How a cell pads what it strides over."""
 
-    convs: PadType = "same"
-    pools: PadType = "same"
+    convs: str = "same"
+    pools: str = "same"
     counts_zeros: bool = True
     """Whether zeros of 'same' padding count in a mean."""
+
+
+SAME = Padding()
 
 
 class Stem(nn.Module):
@@ -88,7 +90,7 @@ class ActConvBn(nn.Module):
 class SeparableConv2d(nn.Sequential):
     """A depthwise convolution, then a pointwise one."""
 
-    def __init__(self, in_chs: int, out_chs: int, kernel_size: int, stride: int = 1, pad_type: PadType = "") -> None:
+    def __init__(self, in_chs: int, out_chs: int, kernel_size: int, stride: int = 1, pad_type: str = "") -> None:
         super().__init__()
         self.depthwise_conv2d = create_conv2d(in_chs, in_chs, kernel_size, stride=stride, padding=pad_type, depthwise=True)
         self.pointwise_conv2d = nn.Conv2d(in_chs, out_chs, 1, bias=False)
@@ -97,7 +99,7 @@ class SeparableConv2d(nn.Sequential):
 class BranchSeparables(nn.Sequential):
     """Twice an activation, a separable convolution and a norm; the first strides."""
 
-    def __init__(self, in_chs: int, out_chs: int, kernel_size: int, stride: int = 1, pad_type: PadType = "") -> None:
+    def __init__(self, in_chs: int, out_chs: int, kernel_size: int, stride: int = 1, pad_type: str = "") -> None:
         super().__init__()
         self.act_1 = nn.ReLU()
         self.separable_1 = SeparableConv2d(in_chs, out_chs, kernel_size, stride, pad_type)
@@ -108,7 +110,7 @@ class BranchSeparables(nn.Sequential):
 
 
 class FactorizedReduction(nn.Module):
-    """Half the size, rounded up, without a position unread: 1x1 convolutions of even and of odd positions, a norm."""
+    """Half the size, rounded up: 1x1 convolutions of the positions that are even, and odd, in both directions; a norm."""
 
     def __init__(self, in_chs: int, out_chs: int) -> None:
         super().__init__()
@@ -159,7 +161,7 @@ class Cell(nn.Module):
 
     def __init__(
         self, genotype: Genotype, x_chs: int, prev_chs: int, width: int, stride: int = 1, prev: str = "conv",
-        padding: Padding = Padding(),
+        padding: Padding = SAME,
     ) -> None:  # fmt: skip
         super().__init__()
         self.genotype = genotype
@@ -231,12 +233,12 @@ class CellBackbone(Backbone):
     """Whether a cell that strides is passed over as the earlier map of the cell behind it."""
 
     def add_cells(
-        self, stem: str, stem_size: int, cells: Sequence[CellPlan], pad_type: PadType | Sequence[PadType],
-        pool_pad_type: PadType | None, counts_zeros: bool = True,
+        self, stem: str, stem_size: int, cells: Sequence[CellPlan], pad_type: str | Sequence[str],
+        pool_pad_type: str | None, counts_zeros: bool = True,
     ) -> None:  # fmt: skip
         """Makes the stem, the cells and the last activation, and marks the levels."""
         strides = sum(cell.stride > 1 for cell in cells)
-        pad_types = [pad_type] * strides if isinstance(pad_type, str) else list(pad_type)  # type: ignore[arg-type]
+        pad_types = [pad_type] * strides if isinstance(pad_type, str) else list(pad_type)
         if len(pad_types) != strides or any(rule not in ("", "same") for rule in (*pad_types, pool_pad_type or "")):
             raise BadArgument(f"pad_type={pad_type!r}, pool_pad_type={pool_pad_type!r}: give '' (symmetric) or 'same', "
                               f"pad_type also as a list of {strides}, one for each cell that strides")
@@ -275,7 +277,7 @@ class CellBackbone(Backbone):
     def trunk(self, x: Tensor) -> Iterator[Tensor]:
         x = getattr(self, self.stem_name)(x)
         yield x
-        # what an unpadded stem gives, where all levels behind are as large as they should be for that
+        # the map of an unpadded stem, but for sides with which later levels would be too small
         prev = x = crop(x, 2 * blocks(x.shape[-2], 2) - 1, 2 * blocks(x.shape[-1], 2) - 1)
         for name in self.cell_names:
             cell = getattr(self, name)
@@ -293,8 +295,8 @@ class NASNet(CellBackbone):
     - `stem_size`: channels of the stem; `num_features`: of the last map.
     - `channel_multiplier`: how many times wider cells are after each stride.
     - `num_cells`: normal cells in each of the three stacks (N in the paper).
-    - `skip_reduction_layer_input`: the first cell behind a reduction reads the two maps before that, not the last
-      alone, as in the large network.
+    - `skip_reduction_layer_input`: the earlier map of the first cell behind a reduction is the reduction's earlier map
+      (so in the large network), not its input.
     - `pad_type`: padding of convolutions that stride, '' is symmetric, 'same' TensorFlow's; a sequence gives that of
       each cell that strides, in order. `pool_pad_type`: that of their pools, if it is another.
     - `count_include_pad`: zeros of 'same' padding count in a mean. They do in the weights converted for PyTorch, not
@@ -308,15 +310,15 @@ class NASNet(CellBackbone):
         num_classes: int = 1000,
         in_chans: int = 3,
         stem_size: int = 96,
-        channel_multiplier: int = 2,
         num_features: int = 4032,
-        output_stride: int | None = None,
-        global_pool: str = "avg",
-        pad_type: PadType | Sequence[PadType] = "same",
-        pool_pad_type: PadType | None = None,
-        count_include_pad: bool = True,
+        channel_multiplier: int = 2,
         num_cells: int = 6,
         skip_reduction_layer_input: bool = True,
+        global_pool: str = "avg",
+        output_stride: int | None = None,
+        pad_type: str | Sequence[str] = "same",
+        pool_pad_type: str | None = None,
+        count_include_pad: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, in_chans, global_pool, output_stride, **kwargs)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..backbone import Family
-from ..layers.typing import PadType
 from .nasnet import PREV, SUM0, SUM1, SUM2, SUM3, SUM4, CellBackbone, CellPlan, Genotype, X
 
 __all__ = ["PNASNet", "PNASNet5Large"]
@@ -39,13 +38,13 @@ class PNASNet(CellBackbone):
         self,
         num_classes: int = 1000,
         in_chans: int = 3,
-        output_stride: int | None = None,
-        global_pool: str = "avg",
-        pad_type: PadType | Sequence[PadType] = "same",
-        pool_pad_type: PadType | None = None,
         stem_size: int = 96,
         num_features: int = 4320,
         num_cells: int = 4,
+        global_pool: str = "avg",
+        output_stride: int | None = None,
+        pad_type: str | Sequence[str] = "same",
+        pool_pad_type: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, in_chans, global_pool, output_stride, **kwargs)
