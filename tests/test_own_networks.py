@@ -1,5 +1,7 @@
 """Networks that a user wrote, made pyramids in the three ways of MindCV's tutorial, and what MindCV gets wrong there."""
 
+import copy
+import pickle
 import sys
 import warnings
 
@@ -232,6 +234,15 @@ def test_what_can_be_done_with_it(name, x, tmp_path):
     expected = model(x)
     same(torch.compile(model, fullgraph=True, backend="eager")(x), expected)
     same(torch.export.export(model, (x,)).module()(x), expected)
+    same(copy.deepcopy(model)(x), expected)
+    same(pickle.loads(pickle.dumps(model))(x), expected)
+    model(x)[1].mean().backward()
+    plain = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    model.set_grad_checkpointing()
+    model(x)[1].mean().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, plain[name])
     model.freeze(0)
     frozen = {name.split(".")[0] for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen and {name.split(".")[0] for name, _ in model.named_parameters()} >= frozen
@@ -334,7 +345,7 @@ class Shared(nn.Module):
 def test_the_networks_own_forward_counts_and_the_order_is_named(x):
     net = Shared().eval()
     expected = net.levels(x)
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="Its own forward is what runs here") as caught:
         model = ziggurat.as_backbone(net, features_only=True)
     said = str(caught[0].message)
     assert len(caught) == 1

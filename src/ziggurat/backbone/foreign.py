@@ -311,14 +311,20 @@ class Foreign(Backbone):
 
     @property
     def units(self) -> str:  # type: ignore[override]
-        """Paths of the members of levels that are sequences, and of the other levels made of parts, as one pattern."""
+        """Paths of the members, made of parts, of levels that are sequences, and of the other levels made of parts.
+
+        As one pattern. Of a module that returns its levels, its children stand for them.
+        """
         found: list[str] = []
         children = [name for name, _ in self.wrapped.named_children()]
         for path in children if self._returned else self.feature_info.module_name(range(self._depth)):
             level = self.get_submodule(path)
             is_row = isinstance(level, nn.Sequential | nn.ModuleList)
-            members = level.named_children() if is_row else [("", level)]
-            found += [f"{path}.{name}".rstrip(".") for name, member in members if list(member.children())]
+            members = [name for name, member in level.named_children() if list(member.children())] if is_row else []
+            if members:
+                found += [f"{path}.{name}" for name in members]
+            elif list(level.children()) and not isinstance(level, nn.ModuleList):
+                found.append(path)
         return "|".join(f"({part})" for part in map(_escaped, found)) or "(?!)"
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
