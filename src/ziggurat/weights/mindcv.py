@@ -45,24 +45,11 @@ def renamed(*steps: tuple[str, str | Callable[[re.Match[str]], str]]) -> Rule:
     return rule
 
 
-def in_order(start: str) -> Rule:
-    """A rule for networks whose modules are registered in one order: names that match `start` show that it applies."""
-    pattern = re.compile(start)
-
-    def rule(state_dict: Tensors, own: Collection[str]) -> Tensors:
-        if not any(map(pattern.match, state_dict)):
-            return state_dict
-        # what a network cut after a level lacks comes last
-        return moved(state_dict, paired(leaves(state_dict), leaves(own)))
-
-    return rule
-
-
 def numbered(start: str, trunk: Collection[str], others: Rule) -> Rule:
     """A rule for networks whose layers are numbered through in MindCV, the names that match `start`.
 
     They are the layers of the model's top-level modules `trunk`, in order of their numbers, in whichever order the file
-    has them. `others` renames the rest.
+    has them; what a network cut after a level lacks comes last. `others` renames the rest.
     """
     pattern = re.compile(start)
 
