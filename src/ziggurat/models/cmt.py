@@ -24,6 +24,7 @@ from ..layers.create_act import get_act_layer
 from ..layers.drop import DropPath
 from ..layers.guards import blocks, surely_equal, traced_whole
 from ..layers.norm import LayerNorm
+from ..layers.padding import pad_to_multiple
 from ..layers.patch_embed import PatchEmbed
 from ..layers.pos_embed import resize_grid
 from ..layers.shapes import to_2tuple
@@ -45,15 +46,15 @@ def resample_relative_pos(positions: Tensor, old: Sequence[int], new: Sequence[A
     if surely_equal(new, old):
         return positions
     queries = resize_grid(positions.unflatten(1, tuple(old)), new, "bicubic", antialias=False).flatten(1, 2)
-    keys = queries.transpose(1, 2).unflatten(1, [side // sr_ratio for side in old])
-    keys = resize_grid(keys, [side // sr_ratio for side in new], "bicubic", antialias=False)
+    keys = queries.transpose(1, 2).unflatten(1, [blocks(side, sr_ratio) for side in old])
+    keys = resize_grid(keys, [blocks(side, sr_ratio) for side in new], "bicubic", antialias=False)
     return keys.flatten(1, 2).transpose(1, 2)
 
 
 class ReducedAttention(nn.Module):
     """Attention with relative positions, keys and values from a smaller grid: (B, H, W, dim) to (B, H, W, dim).
 
-    Cells that are left over when `sr_ratio` does not divide the grid are queries only, as in the authors' code.
+    A grid that `sr_ratio` does not divide is filled up with zeros for them, below and to the right.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class ReducedAttention(nn.Module):
         if dim % num_heads:
             raise BadArgument(f"a stage of {dim} channels does not divide into {num_heads} heads; change embed_dims or num_heads")
         self.head_dim = dim // num_heads
+        self.sr_ratio = sr_ratio
         self.fused_attn = use_fused_attn()
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.sr: nn.Module | None = None
@@ -75,13 +77,13 @@ class ReducedAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def by_head(self, x: Tensor) -> Tensor:
-        return x.flatten(1, 2).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+        return x.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(self, x: Tensor, relative_pos: Tensor) -> Tensor:
-        source = x
+        cells = source = x.flatten(1, 2)
         if self.sr is not None:
-            source = self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        q, k, v = self.by_head(self.q(x)), self.by_head(self.k(source)), self.by_head(self.v(source))
+            source = self.sr(pad_to_multiple(x.permute(0, 3, 1, 2), self.sr_ratio)).flatten(2).transpose(1, 2)
+        q, k, v = self.by_head(self.q(cells)), self.by_head(self.k(source)), self.by_head(self.v(source))
         read = attend(q, k, v, fused=self.fused_attn, attn_mask=relative_pos[None], drop=self.attn_drop)
         return self.proj_drop(self.proj(read.transpose(1, 2).reshape(x.shape)))
 
@@ -190,7 +192,7 @@ class CMT(Backbone):
         for i, (stage, dim) in enumerate(zip(STAGES, embed_dims)):
             height, width = blocks(height, 2), blocks(width, 2)
             self.grids.append((height, width))
-            keys = (height // sr_ratios[i]) * (width // sr_ratios[i])
+            keys = blocks(height, sr_ratios[i]) * blocks(width, sr_ratios[i])
             embed = PatchEmbed(None, 2, chs, dim, output_fmt="NHWC", norm_layer=LayerNorm, dynamic_img_pad=True)
             embed.norm = LayerNorm(dim, eps=norm_eps)
             self.add_module(f"patch_embed_{stage}", embed)

@@ -24,6 +24,7 @@ from ..layers.drop import DropPath
 from ..layers.guards import blocks
 from ..layers.mlp import Mlp
 from ..layers.norm import LayerNorm
+from ..layers.padding import pad_to_multiple
 from ..layers.patch_embed import PatchEmbed
 from ..layers.pool1d import global_pool_nlc
 from ..layers.pos_embed import resample_abs_pos_embed
@@ -53,7 +54,7 @@ class MapPatchEmbed(PatchEmbed):
 class ReducedAttention(nn.Module):
     """Attention whose keys and values come from a grid `sr_ratio` times smaller a side: (B, N, dim) to (B, N, dim).
 
-    Cells that are left over when `sr_ratio` does not divide the grid are queries only, as in the authors' code.
+    A grid that `sr_ratio` does not divide is filled up with zeros for them, below and to the right.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class ReducedAttention(nn.Module):
         if dim % num_heads:
             raise BadArgument(f"a stage of {dim} channels does not divide into {num_heads} heads; change embed_dims or num_heads")
         self.head_dim = dim // num_heads
+        self.sr_ratio = sr_ratio
         self.fused_attn = use_fused_attn()
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.sr = nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio) if sr_ratio > 1 else None
@@ -78,6 +80,7 @@ class ReducedAttention(nn.Module):
         source = x
         if self.sr is not None and self.norm is not None:
             cells = x.unflatten(1, (grid[0], grid[1])).permute(0, 3, 1, 2)
+            cells = pad_to_multiple(cells, self.sr_ratio)
             source = self.norm(self.sr(cells).flatten(2).transpose(1, 2))
         k, v = self.kv(source).unflatten(2, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
         read = attend(q, k, v, fused=self.fused_attn, drop=self.attn_drop)
@@ -229,6 +232,10 @@ class PyramidVisionTransformer(Backbone):
     def set_pool(self, global_pool: str) -> None:
         self._check_pool(global_pool)
         self.global_pool = global_pool
+
+    def drop_head(self) -> None:
+        super().drop_head()
+        self._hidden = self.num_features  # less than before where later levels were pruned
 
     # ---------------------------------------------------------------- weights
 
