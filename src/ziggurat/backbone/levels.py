@@ -378,7 +378,13 @@ class Levels(nn.Module):
             later += [prefix + n for n in names[names.index(name) + 1 :] if owner._modules[n] is not None]
             prefix += name + "."
             owner = owner.get_submodule(name)
-        return self.runs_after(path) + later
+        return [name for name in self.runs_after(path) if self._holds(name)] + later
+
+    def _holds(self, path: str) -> bool:
+        """Whether the module or parameter at `path` is still there."""
+        owner_path, _, name = path.rpartition(".")
+        owner = self.get_submodule(owner_path)
+        return any(held.get(name) is not None for held in (owner._modules, owner._parameters))
 
     def _drop(self, path: str, instead: nn.Module | None = None) -> None:
         owner_path, _, name = path.rpartition(".")
