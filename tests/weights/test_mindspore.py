@@ -238,6 +238,23 @@ def test_create_model_tells_the_two_kinds_of_ckpt_apart(tmp_path):
             assert torch.equal(loaded[name], tensor), (kind, name)
 
 
+def test_create_model_takes_mindspores_averaged_weights_where_asked(tmp_path):
+    model = ziggurat.create_model("test_resnet")
+    tensors = {name: t.numpy() for name, t in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    values = [value_of(name, array) for name, array in tensors.items()]
+    values += [value_of(f"ema.net.{name}", array + 1) for name, array in tensors.items()]
+    path = tmp_path / "training.ckpt"
+    path.write_bytes(b"".join(values))
+
+    def bias(**kwargs):
+        return ziggurat.create_model("test_resnet", checkpoint_path=path, **kwargs).fc.bias - model.fc.bias
+
+    assert not bias().any() and not bias(ema=False).any()
+    with pytest.raises(CheckpointMismatch, match="It fills 0 of the model's"):
+        bias(ema=True)
+    assert torch.allclose(bias(ema=True, auto_mapping=True), torch.ones(()))
+
+
 # ------------------------------------------------------------------- what is refused
 
 

@@ -330,4 +330,6 @@ def origin(missing: list[str], unexpected: list[str], shaped: list[tuple[str, An
         )
     if shaped and not missing and not unexpected:
         return "The names agree and the sizes do not: it is of a narrower, wider or otherwise sized variant."
+    if missing and unexpected:
+        return "Choose the architecture that the checkpoint is of; if names alone differ, create_model's auto_mapping=True pairs them."
     return "Choose the architecture that the checkpoint is of."
