@@ -29,10 +29,10 @@ ELSEWHERE = {
     (name, check): f"tests/models/{file}"
     for name, file in (
         ("halonet_h1", "test_byoanet.py"), ("rexnet_090", "test_rexnet.py"), ("nasnet_a_4x1056", "test_nasnet.py"),
-        ("pnasnet", "test_pnasnet.py"),
+        ("pnasnet", "test_pnasnet.py"), ("pvt_tiny", "test_pvt.py"), ("cmt_tiny", "test_cmt.py"),
     )
     for check in ("compile", "export")
-}
+} | dict.fromkeys(itertools.product(["repmlp_t224"], CHECKS), "tests/models/test_repmlp.py")  # images of 224 pixels or more
 
 
 @pytest.mark.parametrize(
