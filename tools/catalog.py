@@ -36,6 +36,7 @@ def measured(
     facts = {}
     for name in names or family:
         cls, row = family[name]
+        row.pop("trained_with", None)  # the architecture is measured, not some weights
         cfg = next(iter(weights.get(name, {}).values()), PretrainedCfg())
 
         def create(cls: Any = cls, name: str = name, cfg: PretrainedCfg = cfg, row: Any = row, **kwargs: Any) -> Backbone:

@@ -133,13 +133,13 @@ def create_model(
                 model.pretrained_cfg = _as_built(cfg, model, in_chans_from, kwargs.get("img_size"))
         else:
             cls, row = registry.family_of(architecture)[architecture]
+            cfg = resolve_pretrained_cfg(architecture, pretrained_cfg, pretrained_cfg_overlay)
+            trained_with = _trained_with(row, cfg, pretrained, pretrained_cfg)
             if saved:  # its arguments say all
-                row.pop("trained_with", None)
+                trained_with = {}
             model = build_model_with_cfg(cls, architecture, pretrained, checkpoint_path=checkpoint_path, ema=ema,
-                                         auto_mapping=auto_mapping, **given, **{**row, **kwargs})
-            if pretrained or pretrained_cfg:
-                of_row = row.get("trained_with", {}) if pretrained else {}
-                arguments = {**of_row, **model.pretrained_cfg.get("trained_with", {}), **arguments}
+                                         auto_mapping=auto_mapping, **given, **{**row, **trained_with, **kwargs})
+            arguments = {**trained_with, **arguments}
     if device is not None or dtype is not None:
         model.to(device=device, dtype=dtype)
     if isinstance(model, Backbone):
@@ -214,7 +214,7 @@ def build_model_with_cfg(
     for unwanted in kwargs_filter or ():
         kwargs.pop(unwanted, None)
     kwargs = _channels_named(model_cls, kwargs)
-    kwargs = {**_defaults(model_cls, cfg, stated), **_trained_with(kwargs, cfg, pretrained, pretrained_cfg), **kwargs}
+    kwargs = {**_defaults(model_cls, cfg, stated), **kwargs}
     is_pruned = kwargs.pop("pruned", False)  # a variant with channels of its own; see backbone/pruned.py
     _check_arguments(model_cls, variant, kwargs)
     args = () if model_cfg is None else (model_cfg,)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 from timm.models import _registry as registry
 
 import ziggurat
@@ -184,3 +185,13 @@ def test_completed_from_the_catalog_every_field_is_timms(module):
             if architecture in catalog:
                 completed = complete(pretrained_cfgs(module)[architecture][tag], catalog[architecture])
                 assert completed.to_dict() == theirs.to_dict(), (architecture, tag)
+
+
+def test_what_weights_were_trained_with_goes_before_the_architectures_row_and_behind_what_is_asked_for():
+    cfg = {"trained_with": {"layers": (1, 1, 1, 2)}}
+    with torch.device("meta"):
+        assert len(ziggurat.create_model("resnet18").layer4) == 2
+        assert len(ziggurat.create_model("resnet34", pretrained_cfg=cfg).layer4) == 2
+        model = ziggurat.create_model("resnet34", pretrained_cfg=cfg, layers=(1, 1, 1, 1))
+    assert len(model.layer4) == 1
+    assert model.arguments["layers"] == (1, 1, 1, 1)

@@ -401,8 +401,9 @@ class MobileBackbone(Backbone):
         for i, blocks in enumerate(stages):
             stage = nn.Sequential()
             self.blocks.append(stage)
-            for j, (block, width) in enumerate(maker.stage(width, blocks)):
+            for j, (block, out_chs) in enumerate(maker.stage(width, blocks)):
                 stage.append(block)
+                width = out_chs
                 if levels_per == "block":
                     self.plan.mark(width, f"blocks.{i}.{j}")
             if levels_per != "stride" or i + 1 == len(stages) or strided[i + 1]:
