@@ -232,8 +232,9 @@ def test_channels_of_shipped_networks():
 def test_what_can_be_done_with_it(name, x, tmp_path):
     model = filled(name, features_only=True, out_indices=[0, 1])
     expected = model(x)
-    same(torch.compile(model, fullgraph=True, backend="eager")(x), expected)
-    same(torch.export.export(model, (x,)).module()(x), expected)
+    if name == "dummynet_rewritten":  # the others are what as_backbone's own tests compile
+        same(torch.compile(model, fullgraph=True, backend="eager")(x), expected)
+        same(torch.export.export(model, (x,)).module()(x), expected)
     same(copy.deepcopy(model)(x), expected)
     same(pickle.loads(pickle.dumps(model))(x), expected)
     model(x)[1].mean().backward()

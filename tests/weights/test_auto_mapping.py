@@ -138,7 +138,7 @@ def test_never_wrong(resnet):
     chance = random.Random(0)
     words = ["layer", "conv", "bn", "downsample", "fc"]
     outcomes = []
-    for trial in range(60):
+    for trial in range(40):
         other = chance.sample(["block", "unit", "c", "left", "net", "mix", "s", "z"], 5)
         steps = [(rf"\b{word}", new) for word, new in zip(words, other) if chance.random() < 0.5]
         theirs, truth = renamed(resnet, *steps, (r"^", chance.choice(["", "module.", "a.b."])))
@@ -160,8 +160,8 @@ def test_never_wrong(resnet):
             assert found == truth, (trial, damage)
             outcomes.append((damage, True))
     assert ("missing", True) not in outcomes
-    assert outcomes.count(("none", True)) == 12
-    assert outcomes.count(("extra", True)) > 6 and outcomes.count(("shuffled", True)) > 3
+    assert outcomes.count(("none", True)) == 8
+    assert outcomes.count(("extra", True)) > 4 and outcomes.count(("shuffled", True)) > 2
 
 
 # ------------------------------------------------------------------- from a file into a model

@@ -105,8 +105,8 @@ def paired(
     """A state dict with its tensors under the names `own` of the model's; prints those that had another one.
 
     Channels of the layer that reads the image (`cfg.first_conv`) may differ, and a classifier (`cfg.classifier`) of other
-    classes than the checkpoint's may be left without a pair. What the model does not have keeps its name. Raises
-    `CheckpointMismatch` for a pairing that is ambiguous or leaves another part of the model unfilled.
+    classes than the checkpoint's may be left without a pair. What the model does not have keeps its name, unless another
+    tensor has that now. Raises `CheckpointMismatch` for a pairing that is ambiguous or leaves another part of the model unfilled.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in own.items() if not name.endswith(COUNTER)}
     if wanted.keys() <= state_dict.keys():
@@ -119,13 +119,17 @@ def paired(
     heads = [path for path in names(cfg.classifier) if own.get(f"{path}.weight") is not None]
     free = [NECK, *(f"{path}." for path in heads if own[f"{path}.weight"].shape[0] != cfg.num_classes)]
     found = pair(wanted, {name: tuple(tensor.shape) for name, tensor in state_dict.items()}, tuple(free))
-    for theirs, ours in list(found.items()):  # counters go with their layers
-        for name in own:
-            if name.endswith(COUNTER) and name.rpartition(".")[0] == ours.rpartition(".")[0]:
-                found.setdefault(f"{theirs.rpartition('.')[0]}.{COUNTER}", name)
+    counters = {name.rpartition(".")[0]: name for name in own if name.endswith(COUNTER)}
+    for theirs, ours in list(found.items()):  # they go with their layers
+        counter = counters.get(ours.rpartition(".")[0])
+        if counter is not None:
+            found.setdefault(f"{theirs.rpartition('.')[0]}.{COUNTER}", counter)
     told(found)
-    left = {name: tensor for name, tensor in state_dict.items() if name not in found and name not in found.values()}
-    return left | {ours: state_dict[theirs] for theirs, ours in found.items() if theirs in state_dict}
+    renamed = {ours: state_dict[theirs] for theirs, ours in found.items() if theirs in state_dict}
+    for name, tensor in state_dict.items():
+        if name not in found:
+            renamed[f"{name} (left over)" if name in own else name] = tensor
+    return renamed
 
 
 def pair(own: Mapping[str, Shape], theirs: Mapping[str, Shape], free: Sequence[str] = ()) -> dict[str, str]:
