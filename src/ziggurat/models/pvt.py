@@ -248,7 +248,7 @@ class PyramidVisionTransformer(Backbone):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, (nn.Conv2d, nn.LayerNorm)):
                 module.reset_parameters()
-        for name, parameter in self.named_parameters(recurse=False):
+        for parameter in self.parameters(recurse=False):
             trunc_normal_(parameter, std=0.02)
 
     def remap_checkpoint(self, state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -175,6 +175,8 @@ class RepMLPNet(Backbone):
     units = r"stages\.(\d+)\.(\d+)"
     final_norm = "head_norm"
 
+    stages: Any
+
     def __init__(
         self,
         channels: Sequence[int],
