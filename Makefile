@@ -56,6 +56,7 @@ parity: $(call ready,test) ## every architecture against timm, resumable (hours;
 
 parity-mindcv: $(call ready,test) $(MINDSPORE_VENV)/.ready ## MindCV's outputs anew (2.8 GB of MindSpore), and our networks against them
 	$(MINDSPORE_VENV)/bin/python tests/parity/make_mindcv.py
+	$(in_src) tests/parity/mindcv_names.py
 	$(in_src) tests/parity/mindcv.py
 
 bench: $(call ready,test) ## each benchmark, with its ratio to a peer

@@ -164,6 +164,7 @@ def test_a_checkpoint_with_code_is_refused(tmp_path):
 def test_a_checkpoint_of_another_architecture(checkpoint):
     _, err = ziggurat_("features", PHOTOS, "-m", "resnet18", "--checkpoint", checkpoint, status=2)
     assert err.startswith("ziggurat: the checkpoint's tensors are not the model's. ")
+    assert "It fills " in err
     assert "53 missing: conv1.weight, layer1.1.conv1.weight, layer1.1.bn1.{weight, bias, running_mean, running_var}, " in err
     assert ", and 43 more; " in err
     assert "Traceback" not in err

@@ -21,13 +21,15 @@ __all__ = ["COUNTER", "from_mindcv"]
 Tensors: TypeAlias = dict[str, Tensor]
 Rule: TypeAlias = Callable[[Tensors, Collection[str]], Tensors]
 
-COUNTER = "num_batches_tracked"  # MindSpore has none, old checkpoints of torch neither, and inference never reads it
+COUNTER = "num_batches_tracked"  # torch's batch norms have it, MindSpore's do not, and inference never reads it
 
 
 def from_mindcv(model: nn.Module, state_dict: Tensors, own: Collection[str]) -> Tensors:
     """A state dict under the model's names, `own`, where it is MindCV's for this network; any other as it is."""
     rule = RULES.get(type(model).__name__)
-    return state_dict if rule is None else rule(state_dict, own)
+    if rule is None or any(name.endswith(COUNTER) for name in state_dict):
+        return state_dict
+    return rule(state_dict, own)
 
 
 def renamed(*steps: tuple[str, str | Callable[[re.Match[str]], str]]) -> Rule:
