@@ -96,8 +96,11 @@ class MissingExtra(ZigguratError, ImportError):
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """The `count` names closest to `name`, best first; a prefix match counts as close."""
-    names = list(names)
-    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
-    close += [n for n in names if n.startswith(name) and n not in close]
-    return close[:count]
+    """The `count` names closest to `name` but for case, best first; one that begins with it or ends in `_name` is close."""
+    lower: dict[str, list[str]] = {}
+    for one in dict.fromkeys(names):
+        lower.setdefault(one.lower(), []).append(one)
+    name = name.lower()
+    close = difflib.get_close_matches(name, lower, n=count, cutoff=0.6)
+    close += [n for n in lower if (n.startswith(name) or n.endswith(f"_{name}")) and n not in close]
+    return [one for n in close for one in lower[n]][:count]

@@ -256,8 +256,8 @@ def get_arch_pretrained_cfgs(model_name: str) -> dict[str, PretrainedCfg]:
     }
 
 
-def unknown_model(name: str) -> UnknownModel:
-    """The error for a name that nothing has: what will have it, of MindCV's names, else the nearest that there are."""
+def unknown_model(name: str, names: Iterable[str] | None = None) -> UnknownModel:
+    """The error for a name that nothing has: what will have it, of MindCV's names, else the nearest of `names` (of all)."""
     theirs = _from_mindcv()
     architecture = get_arch_name(name)
     if architecture in theirs:
@@ -265,9 +265,9 @@ def unknown_model(name: str) -> UnknownModel:
         why = mindcv_names()["absent"].get(architecture, "its family is not here yet")
         called = "" if ours in (None, architecture) else f"it is MindCV's name of {ours}, and "
         return UnknownModel(f"no model {name!r}: {called}{why}")
-    close = nearest(get_arch_name(name), _names())
+    close = nearest(architecture, _names() if names is None else names)
     said = f"nearest are {', '.join(close)}; " if close else ""
-    return UnknownModel(f"no model {name!r}: {said}see ziggurat list '*{get_arch_name(name)[:4]}*'")
+    return UnknownModel(f"no model {name!r}: {said}see ziggurat list '*{architecture[:4]}*'")
 
 
 # -------------------------------------------------------------------- entry points

@@ -74,6 +74,29 @@ def test_other_names_are_answered_as_before():
     assert not RENAMED.keys() & set(ziggurat.list_models())
 
 
+def test_an_unknown_name_is_answered_with_mindcvs():
+    for make in (mindcv.create_model, mindcv.model_entrypoint):
+        with pytest.raises(UnknownModel, match="no model 'bit_resnet50': nearest are BiT_resnet50, "):
+            make("bit_resnet50")
+    with pytest.raises(UnknownModel, match="no model 'resnet5O': nearest are resnet50, "):
+        mindcv.create_model("resnet5O")
+
+
+@pytest.mark.parametrize("create_model", [mindcv.create_model, ziggurat.create_model])
+def test_no_name_at_all(create_model):
+    with pytest.raises(BadArgument, match="model_name=None: give the name of an architecture"):
+        create_model(None)
+
+
+def test_channels_under_either_name():
+    assert on_meta("resnet18").in_chans == 3
+    assert on_meta("resnet18", in_chans=1).in_chans == on_meta("resnet18", in_channels=1).in_chans == 1
+    with torch.device("meta"):
+        assert mindcv.model_entrypoint("resnet18")(in_chans=1).in_chans == 1
+    with pytest.raises(BadArgument, match="in_chans=1 and in_channels=3 are two names of one argument"):
+        on_meta("resnet18", in_chans=1, in_channels=3)
+
+
 def test_a_users_architecture_wins(monkeypatch):
     def rexnet_09(pretrained=False, **kwargs):
         return torch.nn.Identity()

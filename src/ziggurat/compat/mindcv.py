@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import factory, registry
-from ..errors import BadArgument
+from ..errors import BadArgument, UnknownModel
 from ..factory import build_model_with_cfg
 from ..registry import is_model, register_model
 from ..weights.pretrained import MINDCV_TAG
@@ -36,7 +36,7 @@ def create_model(
     model_name: str,
     num_classes: int = 1000,
     pretrained: bool = False,
-    in_channels: int = 3,
+    in_channels: int | None = None,
     checkpoint_path: str | Path = "",
     ema: bool = False,
     auto_mapping: bool = False,
@@ -53,12 +53,17 @@ def create_model(
     comes twice raises `BadArgument`; networks that have no features there give ziggurat's levels. `forward` gives a list
     of maps (B C H W), `out_channels` says their channels.
 
-    `checkpoint_path`, `ema` and `auto_mapping`, and all further arguments, are those of `ziggurat.create_model`. Raises
-    `BadArgument` for `pretrained` together with `checkpoint_path`, and what `ziggurat.create_model` raises.
+    `in_channels`, 3 unless told, may be called `in_chans`. `checkpoint_path`, `ema` and `auto_mapping`, and all further
+    arguments, are those of `ziggurat.create_model`. Raises `BadArgument` for `pretrained` together with
+    `checkpoint_path`, and what `ziggurat.create_model` raises.
     """
     if pretrained and checkpoint_path:
         raise BadArgument(f"pretrained=True and checkpoint_path={str(checkpoint_path)!r}: give one of the two")
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
+    if in_channels is not None or "in_chans" not in kwargs:
+        kwargs["in_channels"] = 3 if in_channels is None else in_channels
+    if factory.parse_model_name(model_name)[0] is None and not registry.is_model(model_name):
+        raise _unknown(model_name)
     name = _tagged(registry.resolve_name(model_name))
     for module, arguments in ARGUMENTS.items():
         if model_name in registry.mindcv_names()["names"][module]:
@@ -68,8 +73,13 @@ def create_model(
         kwargs.setdefault("levels_per", part)
         if "out_strides" not in kwargs:
             kwargs.setdefault("out_indices", tuple(range(OUT_INDICES)))
-    return factory.create_model(name, pretrained=pretrained, num_classes=num_classes, in_channels=in_channels,
+    return factory.create_model(name, pretrained=pretrained, num_classes=num_classes,
                                 checkpoint_path=checkpoint_path or None, ema=ema, auto_mapping=auto_mapping, **kwargs)
+
+
+def _unknown(model_name: str) -> UnknownModel:
+    """The error for a name that neither MindCV nor ziggurat has."""
+    return registry.unknown_model(model_name, [*_listed(), *registry.list_models()])
 
 
 def _tagged(name: str) -> str:
@@ -135,10 +145,12 @@ def model_entrypoint(model_name: str) -> Callable[..., Any]:
 
     Raises `UnknownModel`.
     """
-    if registry.is_own(model_name) or not registry.is_model(model_name):
+    if not registry.is_model(model_name):
+        raise _unknown(model_name)
+    if registry.is_own(model_name):
         return registry.model_entrypoint(model_name)
 
-    def create(pretrained: bool = False, num_classes: int = 1000, in_channels: int = 3, **kwargs: Any) -> Any:
+    def create(pretrained: bool = False, num_classes: int = 1000, in_channels: int | None = None, **kwargs: Any) -> Any:
         return create_model(model_name, num_classes, pretrained, in_channels, **kwargs)
 
     create.__name__ = model_name
