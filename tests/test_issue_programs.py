@@ -234,6 +234,8 @@ def test_tokens_are_named():
         (dict(model_name="resnet5O"), ziggurat.errors.UnknownModel, "nearest are resnet50"),
         (dict(model_name="resnet18.nope"), ziggurat.errors.UnknownTag, "it has a1_in1k"),
         (dict(model_name="resnet18", layer=3), ziggurat.errors.UnknownArgument, "nearest are layers"),
+        (dict(model_name="resnet18", feature_only=True), ziggurat.errors.UnknownArgument, "nearest are features_only"),
+        (dict(model_name="resnet18", strict=False), ziggurat.errors.UnknownArgument, "nearest are pretrained_strict"),
         (dict(model_name="resnet18", features_only=True, out_indices=(7,)), ziggurat.errors.BadArgument, "0 to 4"),
         (dict(model_name="resnet18", features_only=True, out_indices=(1, 1)), ziggurat.errors.BadArgument, "twice"),
         (dict(model_name="resnet18", out_indices=(1,)), ziggurat.errors.BadArgument, "features_only"),

@@ -455,7 +455,7 @@ def test_weights_from_an_address(tmp_path, x):
     assert wide.pretrained_cfg["input_size"] == (4, 192, 192)
     mapped = load(in_channels=3, in_chans_from=[2, 1, 0])
     assert torch.equal(mapped.layer1[0].weight, whole.layer1[0].weight.flip(1))
-    with pytest.raises(SourceUnavailable, match="No pretrained weights exist for DummyNet1"):
+    with pytest.raises(SourceUnavailable, match="for DummyNet1: its default_cfg has no url; use pretrained=False"):
         create_model("dummynet18", pretrained=True)
 
 
@@ -465,6 +465,10 @@ def test_what_a_configuration_says():
     assert cfg["mean"] == (0.5, 0.5, 0.5) and cfg["std"] == (0.2, 0.2, 0.2)
     data = ziggurat.data.resolve_model_data_config(create_model("dummynet18", features_only=True))
     assert data["input_size"] == (3, 192, 192) and data["mean"] == (0.5, 0.5, 0.5)
+    for pixels, mean in ((dict(mean=[127.5] * 3, std=[51.0] * 3), (0.5,) * 3), (dict(mean=[0.5] * 3, std=(0.2,) * 3), (0.5,) * 3),
+                         (dict(mean=[0.0] * 3, std=[51.0] * 3), (0.0,) * 3), (dict(std=[51] * 3), (0.485, 0.456, 0.406))):
+        cfg = build_model_with_cfg(DummyNet1, False, default_cfg=pixels).pretrained_cfg
+        assert cfg["mean"] == mean and cfg["std"] == (0.2, 0.2, 0.2)
     with pytest.raises(BadArgument, match="no field 'num_class'; nearest are num_classes"):
         build_model_with_cfg(DummyNet1, False, default_cfg=dict(num_class=10))
     assert build_model_with_cfg(lambda num_classes=3: nn.Linear(4, num_classes), False).out_features == 3
@@ -515,3 +519,21 @@ def test_averaged_weights(tmp_path):
     with pytest.raises(CheckpointMismatch, match=r"holds no averaged \(EMA\) weights"):
         create_model("test_resnet", checkpoint_path=path, ema=True)
     assert create_model("test_resnet", ema=True).num_classes == 1000, "of nothing, nothing is asked"
+
+
+class OfOneSize(DummyNet1):
+    def forward(self, x):
+        return self.classifier(self.levels(x)[-1].flatten(1).unflatten(1, (24, 4)).mean(2))
+
+
+def test_a_network_of_one_size(x):
+    @register_model
+    def of_one_size(pretrained=False, **kwargs):
+        return build_model_with_cfg(OfOneSize, pretrained, default_cfg={}, **kwargs)
+
+    with pytest.raises(BadArgument, match="224 x 224 pixels .*, and input_size=.* in its default_cfg or in "):
+        create_model("of_one_size", features_only=True)
+    model = create_model("of_one_size", features_only=True, pretrained_cfg_overlay=dict(input_size=(3, 32, 32)))
+    assert model(x)[0].shape == (2, 8, 32, 32)
+    stated = build_model_with_cfg(OfOneSize, False, default_cfg=dict(input_size=(3, 32, 32)), features_only=True)
+    assert stated.out_channels == list(WIDTHS)

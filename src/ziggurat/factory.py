@@ -31,6 +31,8 @@ __all__ = ["build_model_with_cfg", "create_model", "parse_model_name", "resolve_
 SCHEMES = ("hf-hub", "local-dir")
 VIEW = ("out_indices", "out_strides", "norm", "pyramid", "pyramid_channels")  # arguments that are about one view
 LOADING = ("pretrained_strict", "pretrained_filter_fn")  # and about weights, not about the model
+OF_ALL = ("features_only", *VIEW, *LOADING, "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "in_chans_from",
+          "cache_dir", "ema", "auto_mapping")  # arguments that go with every architecture
 
 _declared: weakref.WeakKeyDictionary[nn.Module, PretrainedCfg] = weakref.WeakKeyDictionary()
 """What is known of the weights that each model takes, before it is fitted to the model's channels and size."""
@@ -210,7 +212,8 @@ def build_model_with_cfg(
 
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
     if pretrained and not cfg.has_weights and cfg.state_dict is None:
-        raise SourceUnavailable(f"No pretrained weights exist for {variant}: use pretrained=False or checkpoint_path=")
+        why = "" if stated is None else ": its default_cfg has no url"
+        raise SourceUnavailable(f"No pretrained weights exist for {variant}{why}; use pretrained=False or checkpoint_path=")
     for unwanted in kwargs_filter or ():
         kwargs.pop(unwanted, None)
     kwargs = _channels_named(model_cls, kwargs)
@@ -272,6 +275,8 @@ def parse_model_name(model_name: str) -> tuple[str | None, str]:
     Schemes are `hf-hub` and `local-dir`. Raises `BadArgument` for another one, and for a bare path or `owner/name`,
     which must say which of the two it is.
     """
+    if not isinstance(model_name, str):
+        raise BadArgument(f"model_name={model_name!r}: give the name of an architecture; ziggurat.list_models() has them")
     scheme, colon, rest = model_name.partition(":")
     known = scheme.lower().replace("_", "-")
     if colon and known in SCHEMES:
@@ -409,7 +414,7 @@ def _check_arguments(model_cls: Callable[..., Any], variant: str, kwargs: Mappin
     wrong = [name for name in kwargs if name not in accepted]
     if open_ended or not wrong:
         return
-    close = nearest(wrong[0], sorted(accepted))
+    close = nearest(wrong[0], sorted({*accepted, *OF_ALL}))
     known = f"nearest are {', '.join(close)}" if close else f"it takes {', '.join(sorted(accepted))}"
     raise UnknownArgument(f"{variant} takes no argument {wrong[0]!r}; {known}")
 

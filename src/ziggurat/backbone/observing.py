@@ -184,7 +184,8 @@ def _first_run(
     raise BadArgument(
         f"{type(module).__name__} does not run on an image of {said} channels and {input_size[0]} x {input_size[1]} "
         f"pixels ({type(failure).__name__}: {str(failure).partition(chr(10))[0][:200]}); give in_chans and input_size "
-        "as it needs them"
+        "as it needs them (with create_model: in_chans, and input_size=(channels, height, width) in its default_cfg or in "
+        "pretrained_cfg_overlay)"
     ) from failure
 
 

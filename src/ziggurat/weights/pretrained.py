@@ -131,7 +131,7 @@ def as_stated(cfg: Mapping[str, Any] | PretrainedCfg) -> PretrainedCfg:
     """A configuration that somebody wrote as a dict, in our words (timm's) or in MindCV's.
 
     Of MindCV's `dataset_transform`, what its evaluation does with images is taken; mean and std there are for pixel
-    values up to 255. Raises `BadArgument` for a field that there is not.
+    values up to 255, and so are others of which any exceeds 1. Raises `BadArgument` for a field that there is not.
     """
     if isinstance(cfg, PretrainedCfg):
         return dataclasses.replace(cfg)
@@ -143,6 +143,9 @@ def as_stated(cfg: Mapping[str, Any] | PretrainedCfg) -> PretrainedCfg:
     for name in ("mean", "std"):
         if name in transform:
             taken[name] = tuple(value / 255 for value in transform[name])
+    pixels = {name: stated[name] for name in ("mean", "std") if stated.get(name) is not None}
+    if any(value > 1 for values in pixels.values() for value in values):
+        stated |= {name: tuple(value / 255 for value in values) for name, values in pixels.items()}
     fields = [field.name for field in dataclasses.fields(PretrainedCfg)]
     for name in stated:
         if name not in fields:
