@@ -124,11 +124,14 @@ def create_model(
             if saved:  # by us, so that the function need not know of weights
                 model = registry.model_entrypoint(architecture)(pretrained=False, **kwargs)
             else:
-                model = registry.model_entrypoint(architecture)(pretrained=pretrained, **given, **kwargs)
+                asked = {"ema": True} if pretrained and ema else {}
+                model = registry.model_entrypoint(architecture)(pretrained=pretrained, **given, **asked, **kwargs)
+            if kwargs.get("features_only"):
+                _check_is_pyramid(model, architecture)
             known = None if pretrained_cfg else _declared.get(model)
             cfg = known or resolve_pretrained_cfg(architecture, pretrained_cfg, pretrained_cfg_overlay)
             if checkpoint_path or (saved and pretrained):
-                state_dict = _read(checkpoint_path, ema) if checkpoint_path else _fetch(cfg, cache_dir)
+                state_dict = _read(checkpoint_path, ema) if checkpoint_path else _fetch(cfg, cache_dir, ema)
                 _load(model, state_dict, cfg, is_part=kwargs.get("features_only", False), in_chans_from=in_chans_from,
                       auto_mapping=auto_mapping and bool(checkpoint_path))
             if saved or not getattr(model, "pretrained_cfg", None):
@@ -249,7 +252,7 @@ def build_model_with_cfg(
         if checkpoint_path:
             state_dict: Mapping[str, Any] = _read(checkpoint_path, ema)
         else:
-            state_dict = _fetch(cfg, cache_dir)
+            state_dict = _fetch(cfg, cache_dir, ema)
         if pretrained_filter_fn is not None:
             state_dict = pretrained_filter_fn(state_dict, model)
         found_in = cfg
@@ -431,6 +434,15 @@ def _keep_levels(
     model.keep_levels(out_indices, norm)
 
 
+def _check_is_pyramid(model: Any, architecture: str) -> None:
+    """Raises `BadArgument` for what a function of one's own made of features_only=True, if that is no pyramid."""
+    made = model.out_indices is not None if isinstance(model, Backbone) else not isinstance(
+        getattr(model, "feature_info", None), (list, tuple))
+    if not made:
+        raise BadArgument(f"features_only=True: the function {architecture} gives the whole {type(model).__name__}; let it "
+                          f"return build_model_with_cfg({type(model).__name__}, pretrained, **kwargs), which makes the pyramid")
+
+
 def _read(checkpoint_path: str | Path, ema: bool | None = None) -> dict[str, Any]:
     from .weights.reading import read_state_dict
 
@@ -444,10 +456,10 @@ def _is_mindcvs(checkpoint_path: str | Path, architecture: str) -> bool:
     return MINDCV_TAG in registry.weights_of(architecture) and made_by_mindspore(checkpoint_path)
 
 
-def _fetch(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Mapping[str, Any]:
+def _fetch(cfg: PretrainedCfg, cache_dir: str | Path | None, ema: bool | None = None) -> Mapping[str, Any]:
     from .weights.loading import fetch_state_dict
 
-    return fetch_state_dict(cfg, cache_dir=cache_dir)
+    return fetch_state_dict(cfg, cache_dir=cache_dir, ema=ema)
 
 
 def _load(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ziggurat.errors import CheckpointMismatch
 from ziggurat.weights.channels import Bands, adapt_input_conv, band_rows, is_map, refit_input
 from ziggurat.weights.mindcv import COUNTER, from_mindcv
+from ziggurat.weights.mindspore import own_gammas
 from ziggurat.weights.pretrained import PretrainedCfg
 
 __all__ = ["adapt_input_conv", "adapt_state_dict", "by_order", "fit", "mismatch"]
@@ -73,8 +74,8 @@ def fit(
     if cfg.package and not own.keys() <= fitted.keys():
         free = [*names(cfg.first_conv), *names(cfg.classifier)]
         fitted = by_order(own, fitted, free=free, part=True)
-    if not own.keys() <= fitted.keys():
-        fitted = from_mindcv(model, fitted, own)
+    if not fills(fitted, own):
+        fitted = from_mindcv(model, own_gammas(fitted, own), own)
     fitted = remapped(model, fitted)
     fitted = without_joints(fitted, own)
     if auto_mapping:
@@ -85,6 +86,11 @@ def fit(
     if not any(name.startswith(NECK) for name in fitted):
         unfilled |= {name for name in own if name.startswith(NECK)}
     return fitted, unfilled
+
+
+def fills(state_dict: Mapping[str, Any], own: Iterable[str]) -> bool:
+    """Whether a state dict has all of a model's names, batch-norm counters apart."""
+    return all(name in state_dict or name.endswith(COUNTER) for name in own)
 
 
 def remapped(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -111,12 +117,12 @@ def without_prefix(state_dict: Mapping[str, Tensor], own: Mapping[str, Any]) -> 
 
 def without_joints(state_dict: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
     """`layer1_0.` and `stages_0.` as `layer1.0.` and `stages.0.`, where that gives one of the model's names."""
-    if own.keys() <= state_dict.keys():
+    if fills(state_dict, own):
         return state_dict
     renamed = {}
     for name, tensor in state_dict.items():
         split = JOINED.sub(r"\1.\2.", name)
-        renamed[split if name not in own and split in own else name] = tensor
+        renamed[split if name not in own and split in own and split not in state_dict else name] = tensor
     return renamed
 
 

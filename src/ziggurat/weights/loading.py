@@ -24,9 +24,9 @@ __all__ = ["fetch_file", "fetch_state_dict", "load_weights", "package_path"]
 
 
 def fetch_state_dict(
-    cfg: PretrainedCfg | Mapping[str, Any], cache_dir: str | Path | None = None
+    cfg: PretrainedCfg | Mapping[str, Any], cache_dir: str | Path | None = None, ema: bool | None = None
 ) -> Mapping[str, Tensor]:
-    """The state dict that a configuration points at, as it was published.
+    """The state dict that a configuration points at, as it was published; `ema` as in `create_model`.
 
     It is the configuration's `state_dict` if it holds one (and no hub id was asked for explicitly), otherwise what
     `fetch_file` finds. Raises `SourceUnavailable`.
@@ -34,7 +34,7 @@ def fetch_state_dict(
     cfg = as_cfg(cfg)
     if cfg.state_dict and not (cfg.source == "hf-hub" and cfg.hf_hub_id):
         return clean_state_dict(cfg.state_dict)
-    return read_state_dict(fetch_file(cfg, cache_dir))
+    return read_state_dict(fetch_file(cfg, cache_dir), use_ema=ema, need_ema=ema is True)
 
 
 def fetch_file(cfg: PretrainedCfg | Mapping[str, Any], cache_dir: str | Path | None = None) -> Path:
@@ -140,6 +140,7 @@ def load_weights(
     sentence = mismatch(wanted, fitted)
     if sentence:
         raise CheckpointMismatch(sentence)
+    refuse_casts(own, fitted)
     for name, tensor in own.items():
         if name.endswith(COUNTER) and name not in fitted and tensor.is_meta:
             fitted[name] = torch.zeros_like(tensor, device="cpu")
@@ -147,6 +148,17 @@ def load_weights(
         fitted = {name: placed(tensor, own[name]) for name, tensor in fitted.items()}
     model.load_state_dict(fitted, strict=False, assign=assign)
     return [name for name in own if name not in fitted and not name.endswith(COUNTER)]
+
+
+def refuse_casts(own: Mapping[str, Tensor], fitted: Mapping[str, Tensor]) -> None:
+    """Raises `CheckpointMismatch` for a parameter of real numbers that a checkpoint has as whole or complex ones."""
+    for name, tensor in fitted.items():
+        if own[name].is_floating_point() and not tensor.is_floating_point():
+            raise CheckpointMismatch(
+                f"the checkpoint's {name} is of type {str(tensor.dtype).removeprefix('torch.')}, the model's of type "
+                f"{str(own[name].dtype).removeprefix('torch.')}: quantised weights, say, mean nothing without their "
+                "scales. Save the checkpoint with floating-point tensors."
+            )
 
 
 def left_fresh(model: nn.Module, missing: Collection[str]) -> set[str]:

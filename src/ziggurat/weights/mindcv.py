@@ -21,12 +21,14 @@ __all__ = ["COUNTER", "from_mindcv"]
 Tensors: TypeAlias = dict[str, Tensor]
 Rule: TypeAlias = Callable[[Tensors, Collection[str]], Tensors]
 
+FAMILIES = "ziggurat.models."
 COUNTER = "num_batches_tracked"  # torch's batch norms have it, MindSpore's do not, and inference never reads it
 
 
 def from_mindcv(model: nn.Module, state_dict: Tensors, own: Collection[str]) -> Tensors:
     """A state dict under the model's names, `own`, where it is MindCV's for this network; any other as it is."""
-    rule = RULES.get(type(model).__name__)
+    is_family = type(model).__module__.startswith(FAMILIES)  # a class of one's own may have such a name too
+    rule = RULES.get(type(model).__name__) if is_family else None
     if rule is None or any(name.endswith(COUNTER) for name in state_dict):
         return state_dict
     return rule(state_dict, own)

@@ -13,7 +13,7 @@ import mmap
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ziggurat.errors import CheckpointMismatch, SourceUnavailable
 
-__all__ = ["is_mindspore", "read_mindspore", "read_tensors", "state_dicts", "torch_names"]
+__all__ = ["is_mindspore", "own_gammas", "read_mindspore", "read_tensors", "state_dicts", "torch_names"]
 
 Buffer: TypeAlias = "mmap.mmap | bytearray"  # what tensors may share memory with: it can be written
 
@@ -179,6 +179,17 @@ def torch_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                     leaf = pair[leaf]
         renamed[owner + dot + leaf] = tensor
     return renamed
+
+
+def own_gammas(tensors: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """Tensors with `gamma` and `beta` where the model itself, of the names `own`, calls its parameters so."""
+    back = {
+        f"{path}.{new}": f"{path}.{old}"
+        for path, _, leaf in (name.rpartition(".") for name in own if name not in tensors)
+        for old, new in AFFINE.items()
+        if leaf == old and f"{path}.{new}" not in own
+    }
+    return {back.get(name, name): tensor for name, tensor in tensors.items()}
 
 
 def parsed(data: Buffer) -> dict[str, Tensor]:

@@ -244,8 +244,12 @@ def unwrap(content: Mapping[str, Any], use_ema: bool, path: Path, need_ema: bool
 
 
 def clean_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict without the prefixes that wrappers put before names (`module.`, `_orig_mod.`, in any order)."""
-    return {PREFIXES.sub("", name): value for name, value in state_dict.items()}
+    """A state dict without the prefixes that wrappers put before names (`module.`, `_orig_mod.`, in any order).
+
+    A name keeps its prefix where another tensor has the name without it.
+    """
+    plain = {name: PREFIXES.sub("", name) for name in state_dict}
+    return {name if new != name and new in state_dict else new: state_dict[name] for name, new in plain.items()}
 
 
 def refuse_unsafe(weights_only: bool) -> None:
