@@ -106,7 +106,8 @@ def create_model(
         raise registry.unknown_model(architecture)
     if pretrained and checkpoint_path:
         pretrained = False  # the file given wins, so that nothing is downloaded for it
-    if checkpoint_path and not pretrained_cfg and _is_mindcvs(checkpoint_path, architecture):
+    file = checkpoint_path or (dict(pretrained_cfg_overlay or {}).get("file") if pretrained else None)
+    if file and not pretrained_cfg and _is_mindcvs(file, architecture):
         pretrained_cfg = MINDCV_TAG
 
     is_own = registry.is_own(architecture)

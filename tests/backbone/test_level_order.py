@@ -156,3 +156,16 @@ def test_foreign_networks_choose_alike(x):
         as_backbone(convolutions(), paths, features_only=True, out_indices=(1, -3))
     with pytest.raises(UnsupportedStride, match="no level of stride 3"):
         as_backbone(convolutions(), paths, features_only=True, out_strides=(3,))
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "test_convnext", "rexnet_090", "squeezenet1_1", "test_vit"])
+def test_a_features_only_model_is_cut_again(name):
+    model = create_model(name, features_only=True).eval()
+    x = torch.randn(1, 3, 160, 160)
+    with torch.no_grad():
+        wanted = model.forward_intermediates(x, indices=[1, 0], intermediates_only=True)
+        assert model.prune_intermediate_layers([1, 0]) == (1, 0)
+        assert all(map(torch.equal, model(x), wanted))
+    assert len(model.feature_info.channels()) == 2
+    with pytest.raises(BadArgument, match="features-only model gives maps and has no classifier"):
+        model.reset_classifier(5)

@@ -1,14 +1,17 @@
 """What MindCV computes otherwise than timm, as arguments of the families, and its weights under our names."""
 
+import re
+
 import pytest
 import torch
 
 import ziggurat
 from parity import mindcv, mindcv_names
+from ziggurat.compat.mindcv import create_model
 from ziggurat.errors import BadArgument, CheckpointMismatch
 from ziggurat.factory import WithoutWeights
 from ziggurat.layers import AvgPool2dWithin, create_pool2d
-from ziggurat.weights.reading import read_state_dict
+from ziggurat.weights.reading import load_checkpoint, read_state_dict
 
 TOLERANCE = 1e-5
 
@@ -132,3 +135,24 @@ def test_expansions_scale_alike_where_the_rest_does_not():
     assert {key: v.shape for key, v in plain.state_dict().items()} == {
         key: v.shape for key, v in asked.state_dict().items()
     }
+
+
+def test_a_file_of_mindcvs_stands_for_its_tag_wherever_it_is_given(tmp_path):
+    path = mindcv.checkpoint("resnet18", tmp_path)
+    by_overlay = ziggurat.create_model("resnet18", pretrained=True, pretrained_cfg_overlay=dict(file=str(path))).eval()
+    assert max(mindcv.compare(by_overlay, "resnet18", 64).values()) <= TOLERANCE
+    by_hand = ziggurat.create_model("resnet18.mindcv_in1k").eval()
+    load_checkpoint(by_hand, path)
+    assert max(mindcv.compare(by_hand, "resnet18", 64).values()) <= TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore:.* is MindCV.s name")
+@pytest.mark.parametrize("name, flattened", [("convnextv2_atto", "feature"), ("mobilenet_v3_small_075", "features"),
+                                             ("rexnet_09", "features")])
+def test_a_pyramid_that_mindcv_saved(name, flattened, tmp_path):
+    whole = read_state_dict(mindcv.checkpoint(name, tmp_path))
+    cut = {re.sub(rf"^{flattened}\.", f"{flattened}_", key): tensor for key, tensor in whole.items()}
+    torch.save(cut, tmp_path / "pyramid.pth")
+    ours = create_model(name, features_only=True, out_indices=(2,), checkpoint_path=tmp_path / "pyramid.pth").eval()
+    level, = ours(mindcv.images(64))
+    assert mindcv.difference(name, 64, "level2", level) <= TOLERANCE

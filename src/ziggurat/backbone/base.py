@@ -376,8 +376,12 @@ class Backbone(Levels, metaclass=_Finished):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh classifier of `num_classes` (0 removes it), with another pooling if `global_pool` is given.
 
-        Where pooling was off and the classifier needs it, it is average pooling from here on.
+        Where pooling was off and the classifier needs it, it is average pooling from here on. Raises `BadArgument` for a
+        features-only model.
         """
+        if self.out_indices is not None:
+            raise BadArgument(f"num_classes={num_classes}: a features-only model gives maps and has no classifier; create it "
+                              "without features_only")
         like = next(self.parameters())
         self.num_classes = num_classes
         self.remember(num_classes=num_classes)

@@ -276,12 +276,19 @@ class Levels(nn.Module):
 
         The final norm goes with `prune_norm`, the classifier with `prune_head`, and either where it does not fit the
         level that is now last; other layers between the last level and the classifier go with either, and always
-        where a level is cut off.
+        where a level is cut off. A features-only model gives these levels from then on.
         """
         if self.pyramid_neck is not None:
             raise BadArgument("this model makes a pyramid of one level already; create another one to choose levels")
         take = take_indices(len(self.feature_info), indices, "indices")
-        last = max(take)
+        if self.out_indices is None:
+            self._prune(max(take), prune_norm, prune_head)
+        else:
+            self.keep_levels(take, self._norm)
+        return take
+
+    def _prune(self, last: int, prune_norm: bool, prune_head: bool) -> None:
+        """Removes what level `last` does not need; see `prune_intermediate_layers`."""
         is_cut = last < self._depth - 1
         loses_norm = prune_norm or (is_cut and not self.isotropic)
         for path in self._registered_after(self.feature_info[last]["module"]):
@@ -298,9 +305,8 @@ class Levels(nn.Module):
         self._depth = last + 1
         if is_cut or self._stops_at is not None:
             self.num_features = self.feature_info[last]["num_chs"]
-        if prune_head or (is_cut and not self.isotropic):
+        if prune_head or (is_cut and not self.isotropic and self.out_indices is None):
             self.drop_head()
-        return take
 
     def keep_levels(self, out_indices: int | Sequence[int], norm: bool = False) -> None:
         """Makes this a features-only model: `forward` gives these levels, and nothing that they do not need is held.
@@ -311,7 +317,7 @@ class Levels(nn.Module):
         """
         made_with = dict(self.arguments)
         take = take_indices(len(self.feature_info), out_indices)
-        self.prune_intermediate_layers(take, prune_norm=not norm, prune_head=True)
+        self._prune(max(take), prune_norm=not norm, prune_head=self.out_indices is None)
         self.arguments = made_with
         self.remember(features_only=True, out_indices=take, out_strides=None, norm=norm or None)
         normed = [i for i in take if norm and self._fits_norm(i)]

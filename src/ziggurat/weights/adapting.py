@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ziggurat.errors import CheckpointMismatch
 from ziggurat.weights.channels import Bands, adapt_input_conv, band_rows, is_map, refit_input
 from ziggurat.weights.mindcv import COUNTER, from_mindcv
-from ziggurat.weights.mindspore import own_gammas
+from ziggurat.weights.mindspore import AFFINE, STATISTICS, own_gammas
 from ziggurat.weights.pretrained import PretrainedCfg
 
 __all__ = ["adapt_input_conv", "adapt_state_dict", "by_order", "fit", "mismatch"]
@@ -39,7 +39,7 @@ ORIGINS = (
     (r"^(encoder_q|base_encoder|momentum_encoder)\.", "a MoCo training checkpoint", "load its encoder alone"),
     (r"^backbone\.", "a detector's or segmenter's checkpoint", "load the tensors under 'backbone.' alone"),
     (r"/", "a JAX checkpoint in NumPy form", "use an architecture that reads it, or its converted weights"),
-    (r"\.(gamma|moving_mean)$", "a MindSpore checkpoint", "convert it to PyTorch's names first"),
+    (r"\.moving_(mean|variance)$", "a checkpoint under MindSpore's names", "create_model's auto_mapping=True pairs them with the model's"),
     (r"^\w+_\d+\.", "a features_only checkpoint of timm", "load it into the architecture that it was made from"),
 )  # fmt: skip
 
@@ -74,14 +74,13 @@ def fit(
     if cfg.package and not own.keys() <= fitted.keys():
         free = [*names(cfg.first_conv), *names(cfg.classifier)]
         fitted = by_order(own, fitted, free=free, part=True)
-    if not fills(fitted, own):
-        fitted = from_mindcv(model, own_gammas(fitted, own), own)
-    fitted = remapped(model, fitted)
-    fitted = without_joints(fitted, own)
+    fitted = remapped(model, fitted, own)
     if auto_mapping:
         from ziggurat.weights.auto_mapping import paired
 
         fitted = paired(model, own, fitted, cfg)
+    else:
+        fitted = without_joints(fitted, own)
     unfilled = fit_input(model, own, fitted, cfg, strict, in_chans_from) | fit_classifier(model, own, fitted, cfg)
     if not any(name.startswith(NECK) for name in fitted):
         unfilled |= {name for name in own if name.startswith(NECK)}
@@ -93,10 +92,13 @@ def fills(state_dict: Mapping[str, Any], own: Iterable[str]) -> bool:
     return all(name in state_dict or name.endswith(COUNTER) for name in own)
 
 
-def remapped(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a model's own `remap_checkpoint` makes of a state dict; the state dict where it has none."""
+def remapped(model: nn.Module, state_dict: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """A state dict of MindCV's, or of another publisher that the model's `remap_checkpoint` knows, under the names `own`."""
+    found = dict(state_dict)
+    if not fills(found, own):
+        found = from_mindcv(model, own_gammas(found, own), own)
     remap: Any = getattr(model, "remap_checkpoint", None)
-    return dict(state_dict) if remap is None else dict(remap(dict(state_dict)))
+    return found if remap is None else dict(remap(found))
 
 
 def names(path: str | Iterable[str] | None) -> tuple[str, ...]:
@@ -174,7 +176,7 @@ def fit_input(
     """
     listed = [name for name in (f"{path}.weight" for path in names(cfg.first_conv)) if name in own and name in fitted]
     changed = [name for name in fitted if name in own and only_inputs_differ(own[name], fitted[name])]
-    in_chans, base_chans = channels_of(model, own, fitted, cfg, listed, is_map(in_chans_from))
+    in_chans, base_chans = channels_of(model, own, fitted, cfg, listed, changed, is_map(in_chans_from))
     rows = band_rows(in_chans_from, in_chans, base_chans)
     inputs = [name for name in changed if own[name].shape[1] * base_chans == fitted[name].shape[1] * in_chans]
     if in_chans == base_chans and is_map(in_chans_from):
@@ -187,7 +189,7 @@ def fit_input(
             if strict:
                 raise CheckpointMismatch(
                     f"the checkpoint is for {base_chans} input channels and cannot be loaded into this model: {reason} "
-                    f"({name}). Build the model with in_chans={base_chans}, or pass strict=False to leave {name} as it is."
+                    f"({name}). Build the model with in_chans={base_chans}."
                 ) from reason
             warnings.warn(f"{name} is left as it was: {reason}", stacklevel=4)
             del fitted[name]
@@ -209,14 +211,20 @@ def channels_of(
     fitted: Mapping[str, Tensor],
     cfg: PretrainedCfg,
     listed: Collection[str],
+    changed: Collection[str],
     is_mapped: bool,
 ) -> tuple[int, int]:
     """The channels of the model's images and, as `cfg.input_size` says, of the checkpoint's.
 
-    Raises `CheckpointMismatch` where a first layer tells otherwise, unless it needs no refitting.
+    A model that does not say it, and whose first layer is not listed, is seen by those of its layers that have been
+    `changed` and read as many channels in the checkpoint as its images have. Raises `CheckpointMismatch` where a first
+    layer tells otherwise, unless it needs no refitting.
     """
     base_chans = (cfg.input_size or (3,))[0]
     in_chans = getattr(model, "in_chans", None)
+    if in_chans is None and all(fitted[name].shape[1] != base_chans for name in listed):
+        read = {own[name].shape[1] for name in changed if fitted[name].shape[1] == base_chans}
+        in_chans = read.pop() if len(read) == 1 else None
     for name in listed:
         ours, theirs = own[name].shape[1], fitted[name].shape[1]
         if in_chans is None:
@@ -272,11 +280,12 @@ def fit_classifier(
     return set(ours)
 
 
-def mismatch(model_keys_shapes: Shapes, state_dict: Mapping[str, Any]) -> str | None:
+def mismatch(model_keys_shapes: Shapes, state_dict: Mapping[str, Any], surplus: Collection[str] = ()) -> str | None:
     """What sets a state dict apart from a model, and how much of it it fills, in one message; None where nothing does.
 
     At most ten names of a kind (missing, unexpected, other shape) are shown, grouped by module, with the number of
-    the others and a guess at where the checkpoint came from. Missing batch-norm counters do not count.
+    the others and a guess at where the checkpoint came from. Missing batch-norm counters do not count. `surplus` are
+    names in the checkpoint that the model may lack: they are unexpected where not even half of the model is filled.
     """
     missing = [n for n in model_keys_shapes if n not in state_dict and not n.endswith(COUNTER)]
     unexpected = [n for n in state_dict if n not in model_keys_shapes]
@@ -285,6 +294,10 @@ def mismatch(model_keys_shapes: Shapes, state_dict: Mapping[str, Any]) -> str | 
         for n, shape in model_keys_shapes.items()
         if n in state_dict and tuple(state_dict[n].shape) != tuple(shape)
     ]
+    count = sum(not name.endswith(COUNTER) for name in model_keys_shapes)
+    filled = count - len(missing) - len(shaped)
+    if 2 * filled < count:
+        unexpected += surplus
     parts = []
     if missing:
         parts.append(f"{len(missing)} missing: {grouped(missing)}")
@@ -295,9 +308,8 @@ def mismatch(model_keys_shapes: Shapes, state_dict: Mapping[str, Any]) -> str | 
         parts.append(f"{len(shaped)} of another shape: {', '.join(listed)}{more(shaped)}")
     if not parts:
         return None
-    count = sum(not name.endswith(COUNTER) for name in model_keys_shapes)
-    filled = f"It fills {count - len(missing) - len(shaped)} of the model's {count}"
-    return f"the checkpoint's tensors are not the model's. {filled}: {'; '.join(parts)}. {origin(missing, unexpected, shaped)}"
+    guess = origin(missing, unexpected, shaped, {*state_dict, *surplus})
+    return f"the checkpoint's tensors are not the model's. It fills {filled} of the model's {count}: {'; '.join(parts)}. {guess}"
 
 
 def more(found: Collection[Any]) -> str:
@@ -316,17 +328,22 @@ def grouped(found: list[str]) -> str:
     return ", ".join(shown) + more(found)
 
 
-def origin(missing: list[str], unexpected: list[str], shaped: list[tuple[str, Any, Any]]) -> str:
-    """A guess at where a checkpoint with these differences came from, and what to do about it."""
+def origin(
+    missing: list[str], unexpected: list[str], shaped: list[tuple[str, Any, Any]], held: Collection[str]
+) -> str:
+    """A guess at where a checkpoint with these differences came from, and what to do about it; it has the names `held`."""
+    if not held:
+        return "It holds no tensor of a network."
+    halved = half_norm(missing, held)
+    if halved:
+        return f"Of the normalisation {halved} the checkpoint has one half: it was cut off or damaged. Fetch it again."
     for pattern, what, advice in ORIGINS:
         if any(re.search(pattern, name) for name in unexpected):
             return f"It looks like {what}: {advice}."
     if missing and not unexpected and not shaped:
-        if not any(re.match(r"(fc|head|classifier|last_linear)\b", name) for name in missing):
-            return "Layers are missing and the classifier is there: it is of a shallower variant."
         return (
-            "It looks like a features_only checkpoint of timm, which lacks what follows the last level: "
-            "load it into a features_only model of the same levels, or pass strict=False."
+            "The rest agrees: it is of a features_only model with fewer levels (load it into one of the same levels), of a "
+            "shallower variant, or was cut off (fetch it again)."
         )
     parents = {name.rpartition(".")[0] for name, _, _ in shaped}
     if not missing and not unexpected and len(parents) == 1 and all(a[1:] == b[1:] for _, a, b in shaped):
@@ -339,3 +356,16 @@ def origin(missing: list[str], unexpected: list[str], shaped: list[tuple[str, An
     if missing and unexpected:
         return "Choose the architecture that the checkpoint is of; if names alone differ, create_model's auto_mapping=True pairs them."
     return "Choose the architecture that the checkpoint is of."
+
+
+def half_norm(missing: Collection[str], held: Collection[str]) -> str | None:
+    """A normalisation of the model's of which a checkpoint has parameters or statistics alone, or one of a pair of them."""
+    for name in missing:
+        path, dot, leaf = name.rpartition(".")
+        if leaf in AFFINE.values() and f"{path}{dot}running_mean" in held:
+            return path
+        for pair in (AFFINE, STATISTICS):
+            found = [f"{path}{dot}{old}" in held for old in pair]
+            if leaf in pair.values() and any(found) and not all(found):
+                return path
+    return None

@@ -129,15 +129,15 @@ def load_weights(
     fitted, unfilled = fit(model, state_dict, cfg, strict, in_chans_from, auto_mapping)
     own = model.state_dict()
     heads = tuple(f"{path}." for path in names(cfg.classifier))
-    extra = [name for name in fitted if name not in own]
-    for name in extra:
-        # what the model has no classifier (num_classes=0) or pyramid for is no mismatch
-        if allow_extra or not strict or name.startswith((*heads, NECK)):
-            del fitted[name]
+    # what the model has no classifier (num_classes=0) or pyramid for is no mismatch
+    surplus = [name for name in fitted if name not in own
+               and (allow_extra or not strict or name.startswith((*heads, NECK)))]
+    for name in surplus:
+        del fitted[name]
     if strict and fitted.keys() <= own.keys():
         unfilled |= left_fresh(model, [name for name in own if name not in fitted and name not in unfilled])
     wanted = {name: tensor.shape for name, tensor in own.items() if name in fitted or (strict and name not in unfilled)}
-    sentence = mismatch(wanted, fitted)
+    sentence = mismatch(wanted, fitted, surplus)
     if sentence:
         raise CheckpointMismatch(sentence)
     refuse_casts(own, fitted)

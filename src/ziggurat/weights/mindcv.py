@@ -184,6 +184,7 @@ V3_NAMES = renamed((r"^classifier\.0\.", "conv_head."), (r"^classifier\.3\.", "c
 PVT = renamed(*((rf"^Blocks\.{stage}\.", f"block{stage + 1}.") for stage in range(4)))
 
 CONVNEXT = renamed(  # to Meta's names, which the family reads
+    (r"^feature_(\d+)\.", r"feature.\1."),  # of a pyramid that MindCV saved
     *((rf"^feature\.{2 * stage}\.", f"downsample_layers.{stage}.") for stage in range(4)),
     *((rf"^feature\.{2 * stage + 1}\.", f"stages.{stage}.") for stage in range(4)),
     (r"\.gamma_$", ".gamma"),

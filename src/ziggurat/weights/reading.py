@@ -313,7 +313,7 @@ def load_checkpoint(
     classes. Raises `CheckpointMismatch`.
     """
     state_dict: Mapping[str, Tensor] = load_state_dict(checkpoint_path, use_ema, device, weights_only)
-    state_dict = remapped(model, state_dict)
+    state_dict = remapped(model, state_dict, model.state_dict())
     if remap:
         state_dict = by_order(model.state_dict(), state_dict)
     elif filter_fn is not None:
