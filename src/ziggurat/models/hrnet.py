@@ -5,8 +5,9 @@ module adds up, for each branch, what all branches have, resampled. The classifi
 from fine to coarse.
 
 Levels are the stem and the branches of the last stage, widened or (`feature_location=''`) as they are. All branches come
-out of the last module together, so what fuses one is run when its level is asked for, and pruning removes it with the
-level. A branch that joins a finer one takes its size, whatever the image's.
+out of the last module together, so what fuses a branch is run when its level is reached, and pruning removes what is
+coarser than the levels kept; a pyramid of coarse levels alone holds and runs the finer ones' fusion too, as timm's does.
+A branch that joins a finer one takes its size, whatever the image's.
 """
 
 from __future__ import annotations
