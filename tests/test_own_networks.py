@@ -537,3 +537,41 @@ def test_a_network_of_one_size(x):
     assert model(x)[0].shape == (2, 8, 32, 32)
     stated = build_model_with_cfg(OfOneSize, False, default_cfg=dict(input_size=(3, 32, 32)), features_only=True)
     assert stated.out_channels == list(WIDTHS)
+
+
+@pytest.mark.parametrize("first_conv", [None, "layer1.0", "conv1", "layer2.0"])
+@pytest.mark.parametrize("features_only", [False, True])
+def test_other_channels_than_the_checkpoints(first_conv, features_only, tmp_path):
+    @register_model
+    def dummynet50(pretrained=False, **kwargs):
+        return build_model_with_cfg(DummyNet1, pretrained, default_cfg=dict(first_conv=first_conv), **kwargs)
+
+    whole = filled("dummynet18")
+    torch.save(whole.state_dict(), tmp_path / "rgb.pth")
+    grey = create_model("dummynet50", checkpoint_path=tmp_path / "rgb.pth", in_channels=1, features_only=features_only)
+    torch.testing.assert_close(grey.layer1[0].weight, whole.layer1[0].weight.sum(1, keepdim=True))
+    assert torch.equal(grey.layer2[0].weight, whole.layer2[0].weight)
+
+
+@pytest.mark.parametrize("features_only", [False, True])
+def test_channels_in_another_order(features_only, tmp_path):
+    whole = filled("dummynet_rewritten")  # without first_conv
+    torch.save(whole.state_dict(), tmp_path / "rgb.pth")
+
+    def load(**kwargs):
+        return create_model("dummynet_rewritten", checkpoint_path=tmp_path / "rgb.pth", in_chans_from=[2, 1, 0],
+                            features_only=features_only, **kwargs)
+
+    with pytest.raises(CheckpointMismatch, match="which layer reads the image is not known; state its path as first_conv"):
+        load()
+    paths = tuple(f"layer1.{i}.0" for i in range(3))
+    turned = load(pretrained_cfg_overlay=dict(first_conv=paths))
+    for path in paths:
+        assert torch.equal(turned.get_submodule(path).weight, whole.get_submodule(path).weight.flip(1))
+
+
+def test_another_networks_checkpoint_is_judged_by_what_it_holds(tmp_path):
+    torch.save({"foo": torch.zeros(3)}, tmp_path / "foo.pth")
+    for features_only in (False, True):
+        with pytest.raises(CheckpointMismatch, match="It fills 0 of .* 1 unexpected: foo. .*auto_mapping=True pairs them"):
+            create_model("dummynet18", checkpoint_path=tmp_path / "foo.pth", features_only=features_only)

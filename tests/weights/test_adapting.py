@@ -205,7 +205,7 @@ def test_the_sentence_shows_ten_names_a_kind_grouped():
         (["encoder_q.conv1.weight"], "MoCo"),
         (["backbone.conv1.weight"], "detector's"),
         (["Transformer/encoder_norm/bias"], "JAX"),
-        (["bn1.gamma"], "MindSpore"),
+        (["bn1.moving_mean", "bn1.moving_variance"], "MindSpore's names: create_model's auto_mapping=True pairs"),
         (["stages_0.blocks.0.weight"], "features_only checkpoint of timm"),
         (["something.else"], "Choose the architecture"),
     ],
@@ -232,4 +232,33 @@ def test_other_classes_are_recognised():
 def test_a_pruned_models_checkpoint_is_recognised():
     state_dict = Toy().state_dict()
     part = {name: tensor for name, tensor in state_dict.items() if not name.startswith("fc.")}
-    assert "features_only checkpoint of timm" in mismatch(shapes(Toy()), part)
+    sentence = mismatch(shapes(Toy()), part)
+    assert "of a features_only model with fewer levels" in sentence and "or was cut off (fetch it again)" in sentence
+
+
+@pytest.mark.parametrize("held", [
+    ["gamma"], ["weight", "bias", "moving_mean"], ["moving_variance", "weight", "bias"], ["running_mean", "running_var"],
+])  # fmt: skip
+@pytest.mark.parametrize("is_surplus", [False, True])
+def test_half_a_normalisation_is_a_damaged_file(held, is_surplus):
+    state_dict = Toy().state_dict()
+    given = {name: tensor for name, tensor in state_dict.items() if not name.startswith("layer1.1.")}
+    given |= {f"layer1.1.{leaf}": state_dict["layer1.1.bias"] for leaf in held}
+    surplus = [name for name in given if name not in state_dict] if is_surplus else []
+    given = {name: tensor for name, tensor in given.items() if name not in surplus}
+    assert "Of the normalisation layer1.1 the checkpoint has one half: it was cut off or damaged" in mismatch(
+        shapes(Toy()), given, surplus)
+
+
+def test_nothing_in_the_file():
+    assert "It fills 0 of the model's 10: 10 missing" in mismatch(shapes(Toy()), {})
+    assert mismatch(shapes(Toy()), {}).endswith("It holds no tensor of a network.")
+
+
+def test_what_a_pyramid_may_lack_is_named_where_little_fits():
+    state_dict = Toy().state_dict()
+    sentence = mismatch(shapes(Toy()), {}, ["foo"])
+    assert "1 unexpected: foo" in sentence and "auto_mapping=True pairs them" in sentence
+    most = {name: tensor for name, tensor in state_dict.items() if name != "stem.weight"}
+    assert "unexpected" not in mismatch(shapes(Toy()), most, ["foo"])
+    assert mismatch(shapes(Toy()), state_dict, ["foo"]) is None

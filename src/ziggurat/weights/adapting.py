@@ -181,6 +181,11 @@ def fit_input(
     inputs = [name for name in changed if own[name].shape[1] * base_chans == fitted[name].shape[1] * in_chans]
     if in_chans == base_chans and is_map(in_chans_from):
         inputs = listed  # as many channels, in another order
+        if not inputs:
+            raise CheckpointMismatch(
+                f"in_chans_from={in_chans_from}: which layer reads the image is not known; state its path as first_conv, in "
+                "the default_cfg or by pretrained_cfg_overlay=dict(first_conv=...)."
+            )
     unfilled = set()
     for name in inputs:
         try:

@@ -72,7 +72,8 @@ def paired(theirs: Mapping[str, set[str]], ours: Mapping[str, set[str]]) -> dict
         if theirs[their_path] != ours[our_path]:
             raise CheckpointMismatch(
                 f"the checkpoint's module {their_path} has {', '.join(sorted(theirs[their_path]))} where the model's "
-                f"{our_path} has {', '.join(sorted(ours[our_path]))}. Choose the architecture that it is of."
+                f"{our_path} has {', '.join(sorted(ours[our_path]))}. Choose the architecture that it is of; "
+                "if it was cut off, fetch it again."
             )
     return new_paths
 
