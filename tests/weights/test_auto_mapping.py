@@ -1,5 +1,6 @@
 """auto_mapping: tensors paired by name, shape and order together, and refused where these do not decide."""
 
+import itertools
 import random
 import re
 
@@ -56,6 +57,7 @@ def vit():
 
 ELSEWHERE = {
     "prefix": [(r"^", "net.backbone.")],
+    "no dots": [(r"\.", "_")],
     "flattened": [(r"^layer(\d)\.(\d)\.", r"layer\1_\2.")],
     "mindspore": [(r"(bn\d|downsample\.1)\.weight", r"\1.gamma"), (r"(bn\d|downsample\.1)\.bias", r"\1.beta"),
                   ("running_mean", "moving_mean"), ("running_var", "moving_variance")],
@@ -112,9 +114,9 @@ def test_words_that_stand_for_others_are_learnt():
 REFUSED = {
     "equal shapes, names that say nothing": (dict(left="A", right="A"), dict(x="A", y="A"), "which of the checkpoint's x.weight, y"),
     "permuted, names that say nothing": (dict(left="A", right="A"), dict(y="A", x="A"), "which is which|neither names"),
-    "a layer missing": (dict(a_0="A", a_1="A", a_2="A"), dict(b_0="A", b_2="A"), "neither names|nothing for"),
-    "a bias missing": (dict(a="AC", b="B"), dict(c="A", b="B"), r"nothing for 2 of the model's 3 tensors: a\.weight"),
-    "another shape": (dict(a="A"), dict(b="B"), r"nothing for 1 of .* a\.weight \(8, 4, 3, 3\)\. Left over in it: b\.weight"),
+    "a layer missing": (dict(a_0="A", a_1="A", a_2="A"), dict(b_0="A", b_2="A"), "neither names|1 of the model's 3 tensors have no pair"),
+    "a bias missing": (dict(a="AC", b="B"), dict(c="A", b="B"), r"2 of the model's 3 tensors have no pair in the checkpoint: a\.weight"),
+    "another shape": (dict(a="A"), dict(b="B"), r"1 of the .* a\.weight \(8, 4, 3, 3\)\. Left over in it: b\.weight"),
     "two networks": (dict(a="A", b="B"), dict(x_a="A", x_b="B", y_a="A", y_b="B"), "one network twice, under x and under y"),
     "itself and another": (dict(m_a="A", m_b="B"), dict(a="A", b="B", y_a="A", y_b="B"), "under no prefix and under y"),
     "numbers shifted in part": (dict(a_0="A", a_1="A", a_2="A"), dict(a_0="A", a_1="A", a_3="A"),
@@ -123,7 +125,64 @@ REFUSED = {
     "more of a shape than the model has": (dict(stem="A"), dict(b_0="A", b_1="A"), "neither names"),
     "a stray from another depth": (
         dict(a_0="A", a_1="B", a_2="AC", a_3="N", z="C"), dict(b_0="A", b_1="B", b_2="AC", b_7="N", z="C"), "would be the model's a.3.weight"),
+    "counted anew, or an addition": (dict(conv1="A", conv2="A", shortcut="A"), dict(conv1="A", conv2="A", conv3="A"), "by its shape alone"),
+    "the same, in a block": (dict(b_conv1="A", b_x="A"), dict(b_conv1="A", b_conv2="A"), "is it b.conv1.weight"),
 }  # fmt: skip
+
+
+def grid(name, *ranges):
+    """Layers of one shape: "a{}.b{}" with every number of each range."""
+    return {f"{name.format(*numbers)}.weight": A for numbers in itertools.product(*ranges)}
+
+
+GRIDS = {
+    "2 of 3, and 3 of 2": (grid("stages.{}.fcs.{}", range(3), range(2)), grid("w.{}.{}", range(2), range(3))),
+    "words that have each other's numbers": (grid("blocks.{}.fcs.{}", range(2), range(2)), grid("fcs.{}.blocks.{}", range(2), range(2))),
+    "a word that has the other's number": (grid("blocks.{}.fcs.{}", range(2), range(2)), grid("fcs.{}.{}", range(2), range(2))),
+    "no word in common": (grid("blocks.{}.fc{}", range(2), range(1, 3)), grid("fcs.{}.{}", range(2), range(2))),
+    "3 of 2 of 3": (grid("a{}.b{}.c{}", range(3), range(2), range(3)), grid("x{}.y{}.z{}", range(3), range(2), range(3))),
+    "two words, and the number of each is another's": (
+        {f"a.{i}.{word}.{j}.weight": A for word in ("unit", "fcs") for i in range(2) for j in range(2)},
+        {f"{word}.{i}.{j}.weight": A for word in ("unit", "fcs") for i in range(2) for j in range(2)}),
+    "not every number": ({"s.0.f.1.weight": A, "s.1.f.0.weight": A}, {"w.0.1.weight": A, "w.1.0.weight": A}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", GRIDS)
+@pytest.mark.parametrize("head", ["a", "z"])
+def test_numbers_that_could_be_transposed(case, head):
+    own, theirs = GRIDS[case]
+    for extra in ({}, {f"{head}.bias": C, f"{head}.weight": B}):  # a file in the order of the alphabet, and one that is not
+        with pytest.raises(CheckpointMismatch, match="^auto_mapping: which of"):
+            pair(own | extra, theirs | extra)
+
+
+def test_numbers_that_nest_alike():
+    own = grid("stages.{}.fcs.{}", range(3), range(2))
+    others = [grid("w.{}.{}", range(3), range(2)), grid("w.{}.{}", range(1, 4), range(4, 6)), grid("stages.{}.f{}", range(3), (3, 5)),
+              {f"stages.{i}.{2 * i + j}.weight": A for i in range(3) for j in range(2)}, grid("w.{}", range(6))]  # fmt: skip
+    for theirs in others:
+        assert pair(own, theirs) == dict(zip(theirs, own))
+        assert pair(theirs, own) == dict(zip(own, theirs))
+    own, theirs = grid("blocks.{}.fcs.{}", range(2), range(2)), grid("x.blocks.{}.l{}", range(2), range(2))
+    assert pair(own, theirs) == dict(zip(theirs, own)), "a word says which number is which"
+    own, theirs = ({name.format(i, j): shape for i in range(2) for j in range(2) for name, shape in layers.items()}
+                   for layers in ({"s.{}.f.{}.weight": A, "s.{}.n.{}.bias": C}, {"u.{}.{}.weight": A, "v.{}.{}.bias": C}))  # fmt: skip
+    assert pair(own, theirs) == dict(zip(theirs, own)), "other layers come between"
+    with pytest.raises(CheckpointMismatch, match="which of"):
+        pair(own, dict(sorted(theirs.items())))
+
+
+def test_leaves_under_other_names():
+    own = {"a.weight": (4, 3), "a.bias": (4,), "b.weight": (5, 4), "b.bias": (5,)}
+    for theirs in (["p0", "p1", "p2", "p3"], ["linear_0.w_0", "linear_0.b_0", "linear_1.w_0", "linear_1.b_0"]):
+        assert pair(own, dict(zip(theirs, own.values()))) == dict(zip(theirs, own))
+    with pytest.raises(CheckpointMismatch, match="4 of the model's 4 tensors have no pair"):
+        pair(own, {"p0": (4, 3, 1), "p1": (4, 1), "p2": (5, 4, 1), "p3": (5, 1)})
+    with pytest.raises(CheckpointMismatch, match="have no pair"):
+        pair({"a.weight": C}, {"b.bias": C})
+    with pytest.raises(CheckpointMismatch, match=r"2 of the model's 2 tensors have no pair.* Left over in it: p0 \(8"):
+        pair({"a.weight": A, "b.weight": A}, {"p0": A, "p1": A})
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -187,6 +246,10 @@ def test_a_checkpoint_under_other_names(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "auto_mapping: net.fc.* -> fc.* (2 tensors)" in lines
     assert len(lines) < len(model.state_dict())
+    flat = {name.replace(".", "_"): tensor for name, tensor in model.state_dict().items()}
+    again = ziggurat.create_model("test_resnet")
+    load_weights(again, flat, auto_mapping=True)
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
     part = ziggurat.create_model("test_resnet", features_only=True, out_strides=(4, 8), in_chans=1, in_chans_from="mean",
                                  checkpoint_path=tmp_path / "x.pth", auto_mapping=True)  # fmt: skip
     assert torch.equal(part.layer2[0].conv1.weight, model.layer2[0].conv1.weight)
@@ -208,6 +271,10 @@ def test_names_that_are_the_models_are_left_alone(tmp_path, capsys):
 def test_flattened_as_mindcv_saves_it(capsys):
     model = nn.Sequential()
     model.add_module("features", nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))))
+    flat = {name.replace(".", "_", 1): torch.rand(tensor.shape) for name, tensor in model.state_dict().items() if tensor.ndim}
+    load_weights(model, flat, dict(classifier=None), auto_mapping=True)
+    assert all(torch.equal(model.state_dict()[name.replace("_", ".", 1)], tensor) for name, tensor in flat.items())
+    assert "auto_mapping: features_1.* -> features.1.* (6 tensors)\n" in capsys.readouterr().out
     state_dict = {
         "features_0.weight": torch.ones(4, 3, 1, 1), "features_0.bias": torch.ones(4),
         "features_1.0.weight": torch.ones(4, 4, 1, 1), "features_1.0.bias": torch.ones(4),

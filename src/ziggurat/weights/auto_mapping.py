@@ -8,7 +8,9 @@ and is one part; a part of the checkpoint and one of the model can be a pair if 
 2. Of what is left, parts of one shape are paired in the order of the numbers in their names, if that is an order of all
    of them on both sides; if not, parts whose names have the same words are, with those whose words are closest. A
    word that always stands for another one (`norm` for `bn`) in pairs that are sure is as close as itself for the others.
-3. Where another pairing would do as well, all are refused, and so is a part of the model that nothing is left for.
+   Several numbers must nest alike (3 stages of 2 layers are not 2 of 3), and belong to the same words where these say so.
+3. A tensor whose name does not tell a weight from a bias is the model's only one of its shape, if it is the only one too.
+4. Where another pairing would do as well, all are refused, and so is a part of the model that nothing is left for.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, permutations, zip_longest
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -39,6 +41,7 @@ LEAVES = {
     "running_var": "running_var", "moving_variance": "running_var", "variance": "running_var", "var": "running_var",
 }  # fmt: skip
 TOKENS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+JOINED_LEAF = re.compile(rf"(.+?)_({'|'.join(LEAVES)})")  # by an underscore to the name of the layer
 SAME = ({"q", "query"}, {"k", "key"}, {"v", "value"})  # words that people use for one thing
 SHOWN = 6
 
@@ -119,17 +122,22 @@ def paired(
     heads = [path for path in names(cfg.classifier) if own.get(f"{path}.weight") is not None]
     free = [NECK, *(f"{path}." for path in heads if own[f"{path}.weight"].shape[0] != cfg.num_classes)]
     found = pair(wanted, {name: tuple(tensor.shape) for name, tensor in state_dict.items()}, tuple(free))
-    counters = {name.rpartition(".")[0]: name for name in own if name.endswith(COUNTER)}
+    counters, others = counters_of(own), counters_of(state_dict)
     for theirs, ours in list(found.items()):  # they go with their layers
-        counter = counters.get(ours.rpartition(".")[0])
-        if counter is not None:
-            found.setdefault(f"{theirs.rpartition('.')[0]}.{COUNTER}", counter)
+        counter, other = (of.get(tokens_of(layer_of(name)[0])) for of, name in ((counters, ours), (others, theirs)))
+        if counter is not None and other is not None:
+            found[other] = counter
     told(found)
-    renamed = {ours: state_dict[theirs] for theirs, ours in found.items() if theirs in state_dict}
+    renamed = {ours: state_dict[theirs] for theirs, ours in found.items()}
     for name, tensor in state_dict.items():
         if name not in found:
             renamed[f"{name} (left over)" if name in own else name] = tensor
     return renamed
+
+
+def counters_of(state_dict: Iterable[str]) -> dict[tuple[str | int, ...], str]:
+    """The batch-norm counters by the names of their layers."""
+    return {tokens_of(name.removesuffix(COUNTER)): name for name in state_dict if name.endswith(COUNTER)}
 
 
 def pair(own: Mapping[str, Shape], theirs: Mapping[str, Shape], free: Sequence[str] = ()) -> dict[str, str]:
@@ -162,6 +170,7 @@ def pair(own: Mapping[str, Shape], theirs: Mapping[str, Shape], free: Sequence[s
         abbreviates = not found
         done += found
         rest, left = without(rest, found, 0), without(left, found, 1)
+    alone = by_shape_alone(rest, left)
     for mine, candidates in undecided:
         if candidates and not all(name.startswith(tuple(free)) for part in mine for name in part.names):
             raise CheckpointMismatch(
@@ -171,11 +180,12 @@ def pair(own: Mapping[str, Shape], theirs: Mapping[str, Shape], free: Sequence[s
             )
     refuse_strays(done)
     names_of = {t.tensors[leaf][0]: name for o, t in done for leaf, (name, _) in o.tensors.items() if leaf in t.tensors}
+    names_of |= alone
     unfilled = [name for name in own if name not in names_of.values() and not name.startswith(tuple(free))]
     if unfilled:
         spare = [f"{name} {shape}" for name, shape in theirs.items() if name not in names_of and not name.endswith(COUNTER)]
         raise CheckpointMismatch(
-            f"auto_mapping: the checkpoint has nothing for {len(unfilled)} of the model's {len(own)} tensors: "
+            f"auto_mapping: {len(unfilled)} of the model's {len(own)} tensors have no pair in the checkpoint: "
             f"{some(f'{name} {own[name]}' for name in unfilled)}. Left over in it: {some(spare) or 'nothing'}. Choose the "
             "architecture that the checkpoint is of, or rename its tensors."
         )
@@ -203,8 +213,18 @@ def refuse_twins(own: Mapping[str, Shape], theirs: Mapping[str, Shape]) -> None:
 def refuse_strays(pairs: Pairs) -> None:
     """Raises where names of the same words are paired, but not in one order, or most with one shift and a few with another.
 
-    A layer of another depth may have the shape of one that the checkpoint lacks.
+    A layer of another depth may have the shape of one that the checkpoint lacks. Nor may one be left for a layer of other
+    words where layers of its own words and shape kept theirs: those may have been counted anew.
     """
+    kept = {(o.words, o.shapes): (o, t) for o, t in pairs if o.words == t.words}
+    for o, t in pairs:
+        a, b = kept.get((t.words, t.shapes)) or kept.get((o.words, o.shapes)) or (o, t)
+        if o.words != t.words and b is not t:
+            raise CheckpointMismatch(
+                f"auto_mapping: the checkpoint's {t.names[0]} is left for the model's {o.names[0]} by its shape alone, but "
+                f"{b.names[0]} has that shape too: is it {a.names[0]}, or are such layers numbered otherwise? Rename the "
+                "checkpoint's tensors."
+            )
     kinds: dict[tuple[tuple[str, ...], tuple[str, ...]], Pairs] = {}
     for o, t in pairs:
         kinds.setdefault((o.words, t.words), []).append((o, t))
@@ -264,12 +284,12 @@ def parts_of(shapes: Mapping[str, Shape]) -> list[Part]:
 
 
 def without_lead(parts: list[Part], others: Sequence[Part]) -> list[Part]:
-    """Parts without the words that the names of all of them begin with, unless one of the others begins so too."""
+    """Parts without the words that the names of all of them begin with, unless one of the others begins so or all have it."""
     while parts and all(len(part.tokens) > 1 for part in parts):
         lead = parts[0].tokens[0]
         if isinstance(lead, int) or any(part.tokens[0] != lead for part in parts):
             break
-        if any(part.tokens[:1] == (lead,) for part in others):
+        if any(part.tokens[:1] == (lead,) for part in others) or all(lead in part.tokens for part in others):
             break
         parts = [replace(part, tokens=part.tokens[1:]) for part in parts]
     return parts
@@ -281,10 +301,8 @@ def layer_of(name: str) -> tuple[str, str]:
     plain = leaf.rstrip("_").lower()
     if plain in LEAVES:
         return path, LEAVES[plain]
-    inner, _, last = plain.rpartition("_")
-    if inner and last in LEAVES:
-        return f"{path}.{inner}", LEAVES[last]
-    return name, ""
+    joined = JOINED_LEAF.fullmatch(plain)
+    return (f"{path}.{joined[1]}", LEAVES[joined[2]]) if joined else (name, "")
 
 
 def tokens_of(path: str) -> tuple[str | int, ...]:
@@ -335,10 +353,11 @@ def by_shape(ours: Sequence[Part], theirs: Sequence[Part], in_order: bool, words
     others = [[part for part in theirs if part.words == kind] for kind in dict.fromkeys(p.words for p in theirs)]
     fit = as_row if len(ours) == len(theirs) else as_start
     fits = {(i, j): pairs for i, a in enumerate(groups) for j, b in enumerate(others) if (pairs := fit(a, b, in_order, words))}
-    close = {(i, j): words.closeness(groups[i][0].words, others[j][0].words) for i, j in fits}
+    close = {(i, j): words.closeness(a[0].words, b[0].words) for i, a in enumerate(groups) for j, b in enumerate(others)
+             if (i, j) in fits or len(a) == len(b)}  # what may be meant, though its numbers do not fit
     found = []
     for (i, j), pairs in fits.items():
-        rivals = [edge for edge in fits if edge != (i, j) and (edge[0] == i or edge[1] == j)]
+        rivals = [edge for edge in close if edge != (i, j) and (edge[0] == i or edge[1] == j)]
         is_only = not rivals and len(ours) == len(theirs)
         if is_only or (close[i, j] > 0 and all(close[i, j] > close[edge] for edge in rivals)):
             found += pairs
@@ -351,8 +370,10 @@ def as_row(ours: Sequence[Part], theirs: Sequence[Part], in_order: bool, words: 
     if len(ours) != len(theirs) or a is None or b is None:
         return []
     says_place = varying(a) == varying(b) or is_shift([p.numbers for p in a], [p.numbers for p in b])
-    if not says_place and in_order and [p.place for p in b] != sorted(p.place for p in b):
-        return []  # the numbers say one thing, the order of the file another
+    if not says_place and not (is_rising(a) and (is_rising(b) or not in_order)):
+        return []  # the numbers say one thing, the order of the network or the file another
+    if not is_nested_alike(a, b, in_order, words):
+        return []
     for o, t in zip(a, b):
         here = words.closeness(o.words, t.words)
         others = [words.closeness(o.words, p.words) for p in b] + [words.closeness(p.words, t.words) for p in a]
@@ -372,7 +393,56 @@ def as_start(ours: Sequence[Part], theirs: Sequence[Part], in_order: bool, words
     held = [part for part in b if part.numbers in {p.numbers for p in a}]
     if not is_shift([p.numbers for p in a], [p.numbers for p in start]) or (len(held) == len(a) and held != start):
         return []
-    return list(zip(a, start))
+    return list(zip(a, start)) if is_nested_alike(a, start, in_order, words) else []
+
+
+def is_nested_alike(a: Sequence[Part], b: Sequence[Part], in_order: bool, words: Words) -> bool:
+    """Whether the numbers of two rows count the same things in the same order, not transposed.
+
+    One number that counts alone is the order of all. Where numbers of several places nest alike in another order too,
+    words before them decide, or other layers that come between in the same way in a file that is in the network's order.
+    """
+    x, y = varying(a), varying(b)
+    count = len(x[0])
+    if min(count, len(y[0])) < 2:
+        return True
+    gaps, others = ([q.place - p.place for p, q in pairwise(parts)] for parts in (a, b))
+    told_by_order = in_order and gaps == others and min(gaps) > 0 and max(gaps) > 1
+    if nesting(x) != nesting(y):
+        return False
+    if count != len(y[0]):
+        return told_by_order
+    heads, other_heads = heads_of(a), heads_of(b)
+    fit = [[max((words.alike(v, w) for v in us for w in them), default=0.0) for them in other_heads] for us in heads]
+    said = sum(fit[i][i] for i in range(count))
+    for order in permutations(range(count)):
+        ours = [tuple(numbers[i] for i in order) for numbers in x]
+        back = [tuple(numbers[order.index(i)] for i in range(count)) for numbers in y]
+        if ours == sorted(ours) and back == sorted(back):
+            continue  # the same pairs
+        gain = sum(fit[i][j] for j, i in enumerate(order)) - said
+        fits = sorted(ours) == y if x == y else nesting(sorted(ours)) == nesting(y) or nesting(sorted(back)) == nesting(x)
+        if gain > 0 or (gain == 0 and fits and not told_by_order):
+            return False
+    return True
+
+
+def nesting(rows: Sequence[tuple[int, ...]]) -> list[int]:
+    """How deep each step from one row of numbers to the next goes: 1, 0, 1, 0, 1 for 3 times 2, 1, 1, 0, 1, 1 for 2 times 3."""
+    steps = [next(i for i, (x, y) in enumerate(zip(a, b)) if x != y) for a, b in pairwise(rows)]
+    depths = sorted(set(steps))
+    return [depths.index(step) for step in steps]
+
+
+def by_shape_alone(ours: Sequence[Part], theirs: Sequence[Part]) -> dict[str, str]:
+    """The checkpoint's names and the model's of tensors that are the only ones of a shape, where one does not say its leaf."""
+    only: list[dict[Shape, list[tuple[str, str]]]] = [{}, {}]
+    for held, parts in zip(only, (ours, theirs)):
+        for part in parts:
+            for leaf, (name, shape) in part.tensors.items():
+                held.setdefault(shape, []).append((name, leaf))
+    mine, other = ({shape: held[0] for shape, held in side.items() if len(held) == 1} for side in only)
+    return {other[shape][0]: name for shape, (name, leaf) in mine.items() if shape in other and "" in (leaf, other[shape][1])}
 
 
 def row(parts: Sequence[Part]) -> list[Part] | None:
@@ -385,10 +455,32 @@ def row(parts: Sequence[Part]) -> list[Part] | None:
     return found
 
 
+def is_rising(parts: Sequence[Part]) -> bool:
+    """Whether parts come in the order of the state dict."""
+    return all(a.place < b.place for a, b in pairwise(parts))
+
+
+def columns_of(parts: Sequence[Part]) -> dict[int, tuple[int, ...]]:
+    """The numbers at each place of the names of parts (-1 for none), without those that all of them have."""
+    columns = zip_longest(*(part.numbers for part in parts), fillvalue=-1)
+    return {i: column for i, column in enumerate(columns) if len(set(column)) > 1}
+
+
 def varying(parts: Sequence[Part]) -> list[tuple[int, ...]]:
     """The numbers in the names of parts, without those that all of them have."""
-    columns = [column for column in zip(*(part.numbers for part in parts)) if len(set(column)) > 1]
+    columns = columns_of(parts).values()
     return list(zip(*columns)) if columns else [()] * len(parts)
+
+
+def heads_of(parts: Sequence[Part]) -> list[set[str]]:
+    """The words right before each of the numbers that `varying` returns."""
+    heads: list[set[str]] = []
+    for i in columns_of(parts):
+        heads.append(set())
+        for part in parts:
+            at = [k for k, token in enumerate(part.tokens) if isinstance(token, int)][i : i + 1]
+            heads[-1] |= {word for k in at if k and isinstance(word := part.tokens[k - 1], str)}
+    return heads
 
 
 def plain(words: Sequence[str]) -> list[str]:
