@@ -28,13 +28,13 @@ CHUNKS = [
 def test_catalog_is_fresh(module, start):
     """And so levels are as declared, at the native size, at one that no grid divides, and dense.
 
-    Of the three output strides every other architecture is run at one here; make catalog runs all.
+    Of the three output strides each architecture is run at one here; make catalog runs all.
     """
     for number, name in enumerate(list(catalog(module))[start : start + ROWS_A_TEST], start):
-        strides = () if number % 2 else (OUTPUT_STRIDES[number // 2 % len(OUTPUT_STRIDES)],)
+        stride = OUTPUT_STRIDES[number % len(OUTPUT_STRIDES)]
         wanted = {key: value for key, value in catalog(module)[name].items() if key != "module"}
-        wanted["output_strides"] = {str(stride): wanted["output_strides"][str(stride)] for stride in strides}
-        assert catalog_tool.measured(module, [name], strides) == {name: wanted}, f"stale: run make catalog F={module}"
+        wanted["output_strides"] = {str(stride): wanted["output_strides"][str(stride)]}
+        assert catalog_tool.measured(module, [name], [stride]) == {name: wanted}, f"stale: run make catalog F={module}"
 
 
 @pytest.mark.parametrize("module", _families())

@@ -278,8 +278,6 @@ class Levels(nn.Module):
         level that is now last; other layers between the last level and the classifier go with either, and always
         where a level is cut off. A features-only model gives these levels from then on.
         """
-        if self.pyramid_neck is not None:
-            raise BadArgument("this model makes a pyramid of one level already; create another one to choose levels")
         take = take_indices(len(self.feature_info), indices, "indices")
         if self.out_indices is None:
             self._prune(max(take), prune_norm, prune_head)
@@ -289,6 +287,8 @@ class Levels(nn.Module):
 
     def _prune(self, last: int, prune_norm: bool, prune_head: bool) -> None:
         """Removes what level `last` does not need; see `prune_intermediate_layers`."""
+        if self.pyramid_neck is not None:
+            raise BadArgument("this model makes a pyramid of one level already; create another one to choose levels")
         is_cut = last < self._depth - 1
         loses_norm = prune_norm or (is_cut and not self.isotropic)
         for path in self._registered_after(self.feature_info[last]["module"]):
