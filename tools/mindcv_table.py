@@ -1,4 +1,4 @@
-"""Write `src/ziggurat/weights/mindcv.toml`, the weights that MindCV publishes, from an installed MindCV.
+"""Write `src/ziggurat/weights/tables/mindcv/*.toml`, the weights that MindCV publishes, from an installed MindCV.
 
     make parity-mindcv makes the environment; then, in it:
     PYTHONPATH=src python tools/mindcv_table.py [--check]
@@ -27,7 +27,7 @@ from mindcv.version import __version__
 from ziggurat.registry import catalog
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "ziggurat"
-TABLE = PACKAGE / "weights" / "mindcv.toml"
+TABLES = PACKAGE / "weights" / "tables" / "mindcv"
 ADDRESS = "https://download.mindspore.cn/toolkits/mindcv/"
 
 SAME_POOL = dict(pool_pad_type="same")
@@ -71,10 +71,10 @@ TRAINED_WITH: dict[str, dict[str, dict[str, Any] | None]] = {
 }
 
 HEADER = f"""\
-# The weights that MindCV publishes, by our module and architecture, with the tag mindcv_in1k: where they lie, what they
-# expect to see, and the arguments (trained_with) with which our architecture computes what MindCV's does. A row without
-# an address is for checkpoints of one's own. MindCV (Apache-2.0) states no licence of the weights. Origin of the facts:
-# MindCV {__version__}, read by introspection by tools/mindcv_table.py, which writes this file (do not edit by hand).
+# The weights of this module that MindCV publishes, with the tag mindcv_in1k: where they lie, what they expect to see, and
+# the arguments (trained_with) with which our architecture computes what MindCV's does. A row without an address is for
+# checkpoints of one's own. MindCV (Apache-2.0) states no licence of the weights. Origin of the facts: MindCV {__version__},
+# read by introspection by tools/mindcv_table.py, which writes this file (do not edit by hand).
 """
 DEFAULT = """
 [default]
@@ -119,7 +119,8 @@ def as_toml(value: Any) -> str:
     return json.dumps(value)
 
 
-def page() -> str:
+def pages() -> dict[str, str]:
+    """The tables by our modules."""
     names = json.loads((PACKAGE / "compat" / "mindcv.json").read_text(encoding="utf-8"))["names"]
     modules: dict[str, dict[str, dict[str, Any]]] = {}
     for mindcv_module, trained_with in TRAINED_WITH.items():
@@ -134,26 +135,31 @@ def page() -> str:
             if needs is None:
                 continue
             modules.setdefault(catalog()[ours]["module"], {})[ours] = row(best(candidates), needs)
+    return {module: page(module, rows) for module, rows in sorted(modules.items())}
+
+
+def page(module: str, rows: dict[str, dict[str, Any]]) -> str:
+    """A table of these rows, in the order of the module's architectures."""
     lines = [HEADER + DEFAULT]
-    for module in sorted(modules):
-        order = {name: i for i, name in enumerate(catalog(module))}
-        for ours in sorted(modules[module], key=lambda name: order[name]):
-            lines.append(f"[{module}.{ours}]")
-            lines += [f"{key} = {as_toml(value)}" for key, value in modules[module][ours].items()]
-            lines.append("")
+    for ours in (name for name in catalog(module) if name in rows):
+        lines.append(f"[{ours}]")
+        lines += [f"{key} = {as_toml(value)}" for key, value in rows[ours].items()]
+        lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 where the committed file differs")
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 where a committed file differs")
     args = parser.parse_args()
-    text = page()
-    stale = not TABLE.is_file() or TABLE.read_text(encoding="utf-8") != text
+    written = pages()
+    there = {path.stem: path.read_text(encoding="utf-8") for path in TABLES.glob("*.toml")}
     if not args.check:
-        TABLE.write_text(text, encoding="utf-8")
+        TABLES.mkdir(exist_ok=True)
+        for module, text in written.items():
+            (TABLES / f"{module}.toml").write_text(text, encoding="utf-8")
     sys.stdout.flush()
-    os._exit(int(args.check and stale))  # MindSpore's own end prints a traceback a cell
+    os._exit(int(args.check and there != written))  # MindSpore's own end prints a traceback a cell
 
 
 if __name__ == "__main__":

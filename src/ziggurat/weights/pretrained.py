@@ -9,9 +9,9 @@ share, and a table `[architecture.tag]` holds what differs. Four conventions kee
 - `first_conv`, `classifier` and `pool_size` are the model's to know: `complete` fills them in from the catalog, and
   a row states them only where the publisher's value is another one.
 
-The first tag of an architecture is the default one. MindCV's weights come last: `mindcv.toml` holds them, for all
-modules, in tables `[module.architecture]`. Licences are those of timm's configurations; where a publisher
-states another one, and which data the weights were trained on, `provenance` knows. Reading a table needs no torch.
+The first tag of an architecture is the default one. MindCV's weights come last: `tables/mindcv/<module>.toml` holds them,
+in tables `[architecture]`. Licences are those of timm's configurations; where a publisher states another one, and which
+data the weights were trained on, `provenance` knows. Reading a table needs no torch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from ziggurat.errors import BadArgument, nearest
 __all__ = ["DefaultCfg", "PretrainedCfg", "as_stated", "complete", "filter_pretrained_cfg", "pretrained_cfgs", "table_modules"]
 
 TABLES = Path(__file__).with_name("tables")
-MINDCV = Path(__file__).with_name("mindcv.toml")
 MINDCV_TAG = "mindcv_in1k"
 SOURCE_FIELDS = frozenset({"url", "file", "hf_hub_id", "hf_hub_filename", "source", "package", "package_file"})
 PIXELS = {  # name: mean and standard deviation of each channel, pixel values being in [0, 1]
@@ -191,28 +190,21 @@ def pretrained_cfgs(module: str) -> dict[str, dict[str, PretrainedCfg]]:
     (`dataclasses.replace`). `first_conv`, `classifier` and `pool_size` are None until `complete` has filled them;
     an empty tuple there says that they stay None.
     """
-    path = TABLES / f"{module}.toml"
-    table = read_toml(path) if path.is_file() else {"default": {}}
-    default = table.pop("default")
+    default, table = table_at(TABLES / f"{module}.toml")
     found = {
         architecture: {tag: row_cfg(architecture, tag, {**default, **row}) for tag, row in rows.items()}
         for architecture, rows in table.items()
     }
-    default, rows = mindcv_rows(module)
-    for architecture, row in rows.items():
+    default, table = table_at(TABLES / "mindcv" / f"{module}.toml")
+    for architecture, row in table.items():
         found.setdefault(architecture, {})[MINDCV_TAG] = row_cfg(architecture, MINDCV_TAG, {**default, **row})
     return found
 
 
-def mindcv_rows(module: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What MindCV's weights share, and by architecture what those of a module have besides."""
-    table = _mindcv_table()
-    return table["default"], table.get(module, {})
-
-
-@functools.cache
-def _mindcv_table() -> dict[str, Any]:
-    return read_toml(MINDCV)
+def table_at(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the rows of a table share, and the rows; both empty where there is no file."""
+    table = read_toml(path) if path.is_file() else {}
+    return table.pop("default", {}), table
 
 
 def row_cfg(architecture: str, tag: str, row: dict[str, Any]) -> PretrainedCfg:
