@@ -114,19 +114,16 @@ def create_model(
     kwargs = _channels_named(registry.model_entrypoint(architecture) if is_own else Backbone, kwargs)
     if is_own and isinstance(pretrained_cfg, str):  # its function need not know its own name
         pretrained_cfg = resolve_pretrained_cfg(architecture, pretrained_cfg)
-    given: dict[str, Any] = dict(
-        pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay, cache_dir=cache_dir,
-        in_chans_from=in_chans_from,
-    )  # fmt: skip
-    given = {key: value for key, value in given.items() if value is not None}
     arguments = {name: value for name, value in kwargs.items() if name not in LOADING}
     with _place(device, dtype, direct=not (pretrained or checkpoint_path)):
         if is_own:
             if saved:  # by us, so that the function need not know of weights
                 model = registry.model_entrypoint(architecture)(pretrained=False, **kwargs)
             else:
-                asked = {"ema": True} if pretrained and ema else {}
-                model = registry.model_entrypoint(architecture)(pretrained=pretrained, **given, **asked, **kwargs)
+                given = dict(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay,
+                             cache_dir=cache_dir, in_chans_from=in_chans_from, ema=(pretrained and ema) or None)
+                given = {name: value for name, value in given.items() if value is not None}
+                model = registry.model_entrypoint(architecture)(pretrained=pretrained, **given, **kwargs)
             if kwargs.get("features_only"):
                 _check_is_pyramid(model, architecture)
             known = None if pretrained_cfg else _declared.get(model)
@@ -143,8 +140,9 @@ def create_model(
             trained_with = _trained_with(row, cfg, pretrained, pretrained_cfg)
             if saved:  # its arguments say all
                 trained_with = {}
-            model = build_model_with_cfg(cls, architecture, pretrained, checkpoint_path=checkpoint_path, ema=ema,
-                                         auto_mapping=auto_mapping, **given, **{**row, **trained_with, **kwargs})
+            model = build_model_with_cfg(cls, architecture, pretrained, cfg, checkpoint_path=checkpoint_path, ema=ema,
+                                         auto_mapping=auto_mapping, cache_dir=cache_dir, in_chans_from=in_chans_from,
+                                         **{**row, **trained_with, **kwargs})
             arguments = {**trained_with, **arguments}
     if device is not None or dtype is not None:
         model.to(device=device, dtype=dtype)

@@ -2,8 +2,9 @@
 
 What a file is, is read from its first bytes, not from its name: safetensors, PyTorch (zip and the older pickle
 stream), MindSpore or NumPy `.npz`. All but the pickle stream and NumPy's are memory-mapped: a tensor is read from disk
-when it is used. Training checkpoints are unwrapped: as timm does, PyTorch's averaged (EMA) weights are preferred; as MindCV does,
-MindSpore's last ones. The prefixes that `DistributedDataParallel` and `torch.compile` put before names are removed.
+when it is used. Training checkpoints are unwrapped: as timm does, PyTorch's averaged (EMA) weights are preferred; as
+MindCV does, MindSpore's last ones. The prefixes that `DistributedDataParallel` and `torch.compile` put before names are
+removed.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def read_state_dict(
     """
     path = preferred_file(path) if os.path.isdir(path) else Path(path)
     content = read_content(path)
-    if use_ema is None:
-        use_ema = not made_by_mindspore(path)
+    if use_ema is None:  # which only a checkpoint with averaged weights has to be asked
+        use_ema = not (averaged(content) and made_by_mindspore(path))
     content = unwrap(content, use_ema or need_ema, path, need_ema)
     tensors = {}
     for name, value in clean_state_dict(content).items():
@@ -224,9 +225,14 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def averaged(content: Mapping[str, Any]) -> bool:
+    """Whether a training checkpoint has averaged (EMA) weights."""
+    return any(isinstance(content.get(name), Mapping) for name in AVERAGED)
+
+
 def unwrap(content: Mapping[str, Any], use_ema: bool, path: Path, need_ema: bool = False) -> Mapping[str, Any]:
     """The state dict inside a training checkpoint, or `content` itself where it is one."""
-    if need_ema and not any(isinstance(content.get(name), Mapping) for name in AVERAGED):
+    if need_ema and not averaged(content):
         raise CheckpointMismatch(f"{path} holds no averaged (EMA) weights; read it without asking for them.")
     for name in (AVERAGED if use_ema else ()) + WRAPPERS:
         inner = content.get(name)
