@@ -223,9 +223,7 @@ def test_mindcvs_outputs(tmp_path):
     name = "convnextv2_atto"
     path = mindcv.checkpoint(name, tmp_path)
     model = ziggurat.create_model(f"{name}.mindcv_in1k", checkpoint_path=path).eval()
-    for size in mindcv.sizes(name):
-        found = mindcv.compare(model, name, size)
-        assert max(found.values()) <= 1e-5, found
+    mindcv.hold(model, name)
     pyramid = ziggurat.create_model(f"{name}.mindcv_in1k", checkpoint_path=path, features_only=True, out_indices=(1,))
     assert torch.equal(pyramid.stages[1].blocks[0].norm.weight, model.stages[1].blocks[0].norm.weight)
 

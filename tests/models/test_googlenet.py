@@ -40,8 +40,7 @@ def test_the_published_weights_want_pixels_about_zero(theirs):
 def test_a_checkpoint_of_mindcvs_gives_its_outputs(tmp_path):
     path = mindcv.checkpoint("googlenet", tmp_path)
     model = ziggurat.create_model("googlenet", checkpoint_path=path).eval()
-    for size in mindcv.sizes("googlenet"):
-        assert mindcv.compare(model, "googlenet", size)["logits"] <= TOLERANCE, size
+    mindcv.hold(model, "googlenet")
 
 
 def test_a_pyramid_takes_a_checkpoint_with_auxiliary_classifiers(theirs, tmp_path):

@@ -33,9 +33,7 @@ STAGES = dict(levels_per="stage")
 def test_a_checkpoint_of_mindcvs_gives_its_outputs(theirs, ours, kwargs, tmp_path):
     path = mindcv.checkpoint(theirs, tmp_path)
     model = ziggurat.create_model(ours, checkpoint_path=path, **kwargs).eval()
-    for size in mindcv.sizes(theirs):
-        found = mindcv.compare(model, theirs, size)
-        assert max(found.values()) <= TOLERANCE, (size, found)
+    mindcv.hold(model, theirs)
 
 
 @pytest.mark.parametrize("theirs", [

@@ -40,8 +40,7 @@ def test_a_checkpoint_of_mindcvs_gives_its_outputs(tmp_path):
     name = "nasnet_a_4x1056"
     path = mindcv.checkpoint(name, tmp_path)
     model = ziggurat.create_model(name, checkpoint_path=path).eval()
-    for size in mindcv.sizes(name):
-        assert mindcv.compare(model, name, size)["logits"] <= 1e-5, size
+    mindcv.hold(model, name)
     part = ziggurat.create_model(name, checkpoint_path=path, features_only=True, out_strides=(8,)).eval()
     x = mindcv.images(64)
     assert torch.equal(part(x)[0], model.pyramid(x)[8])

@@ -55,8 +55,7 @@ def test_outputs_are_timms():
 def test_a_checkpoint_of_mindcvs_gives_its_outputs(tmp_path):
     path = mindcv.checkpoint("pnasnet", tmp_path)
     model = ziggurat.create_model("pnasnet", checkpoint_path=path).eval()
-    for size in mindcv.sizes("pnasnet"):
-        assert mindcv.compare(model, "pnasnet", size)["logits"] <= 1e-5, size
+    mindcv.hold(model, "pnasnet")
     for arguments in (dict(pad_type="same"), dict(pad_type=("", "", "same", ""))):
         other = ziggurat.create_model("pnasnet", **arguments).eval()
         other.load_state_dict(model.state_dict())

@@ -15,8 +15,7 @@ TINY = dict(channels=(4, 16, 32, 64), groups=2, depths=(2, 2, 2), num_classes=3)
 @pytest.mark.parametrize("name", ["shufflenet_v1_g3_05", "shufflenet_v1_g8_05"])
 def test_a_checkpoint_of_mindcvs_gives_its_outputs(name, tmp_path):
     model = ziggurat.create_model(name, checkpoint_path=mindcv.checkpoint(name, tmp_path)).eval()
-    for size in mindcv.sizes(name):
-        assert mindcv.compare(model, name, size)["logits"] <= 1e-5, size
+    mindcv.hold(model, name)
 
 
 def test_every_group_reads_all_groups_behind_the_shuffle():

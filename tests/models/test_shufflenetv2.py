@@ -31,8 +31,7 @@ def test_what_is_said_of_torchvisions_weights():
 @pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "shufflenet_v2_x1_0"])
 def test_a_checkpoint_of_mindcvs_gives_its_outputs(name, tmp_path):
     model = ziggurat.create_model(name, checkpoint_path=mindcv.checkpoint(name, tmp_path)).eval()
-    for size in mindcv.sizes(name):
-        assert mindcv.compare(model, name, size)["logits"] <= TOLERANCE, size
+    mindcv.hold(model, name)
 
 
 def test_a_pyramid_and_other_classes_take_mindcvs_checkpoint(tmp_path):

@@ -32,8 +32,7 @@ def test_outputs_and_keys_are_torchvisions(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_checkpoint_of_mindcvs_gives_its_outputs(name, tmp_path):
     model = ziggurat.create_model(name, checkpoint_path=mindcv.checkpoint(name, tmp_path)).eval()
-    for size in mindcv.sizes(name):
-        assert mindcv.compare(model, name, size)["logits"] <= TOLERANCE, size
+    mindcv.hold(model, name)
 
 
 @pytest.mark.parametrize("name, before", [("squeezenet1_0", 1), ("squeezenet1_1", 0)])
