@@ -20,7 +20,7 @@ import torch
 
 import ziggurat
 from ziggurat.data import find_images, open_image
-from ziggurat.extract import classify_images, draw_pyramid, embed_images, image_transform, open_writer
+from ziggurat.extraction import classify_images, draw_pyramid, embed_images, image_transform, open_writer
 
 MODEL = "tf_efficientnet_lite0.pip_in1k"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ziggurat
-from ziggurat import data, errors, extract, registry, testing
+from ziggurat import data, errors, extraction, registry, testing
 from ziggurat.backbone import Backbone, Family, FeatureInfo, Plan
 from ziggurat.facts import Fact
 from ziggurat.registry import catalog
@@ -31,7 +31,7 @@ SECTIONS: list[tuple[str, list[Any]]] = [
     ("Modules that are no family", [ziggurat.as_backbone]),
     ("Writing a family", [Plan, Family, testing.check_backbone]),
     ("An image to an input", [data.resolve_model_data_config, data.create_transform, data.open_image, data.find_images]),
-    ("Many images", [getattr(extract, name) for name in extract.__all__]),
+    ("Many images", [getattr(extraction, name) for name in extraction.__all__]),
     ("Errors", [getattr(errors, name) for name in errors.__all__]),
 ]
 

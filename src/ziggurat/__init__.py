@@ -52,7 +52,7 @@ _PUBLIC = {
     "set_exportable": "layers",
     "set_scriptable": "layers",
 }
-_ROOMS = ("backbone", "compat", "data", "errors", "extract", "layers", "models", "registry", "factory", "testing",
+_ROOMS = ("backbone", "compat", "data", "errors", "extraction", "layers", "models", "registry", "factory", "testing",
           "weights")
 
 __all__ = sorted([*_PUBLIC, *_ROOMS, "__version__"])

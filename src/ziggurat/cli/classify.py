@@ -34,7 +34,7 @@ def run(
     Exit status: 0 all done; 1 some files could not be read (each is named and passed over); 2 nothing could be done.
     """
     from ..data import find_images
-    from ..extract import classify_images
+    from ..extraction import classify_images
 
     backbone = load_model(model, checkpoint, random, device, classes, has_head=True)
     paths = find_images(sources)

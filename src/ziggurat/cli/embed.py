@@ -42,7 +42,7 @@ def run(
     Exit status: 0 all done; 1 some files could not be read (each is named and passed over); 2 nothing could be done.
     """
     from ..data import find_images
-    from ..extract import embed_images, open_writer
+    from ..extraction import embed_images, open_writer
 
     about = {"model": model, "norm": "as the classifier reads it, behind the final norm where there is one"}
     with open_writer(out, dtype.value, about) as writer:

@@ -67,7 +67,7 @@ def run(
 
     from ..backbone.plan import take_strides
     from ..data import find_images
-    from ..extract import extract_images
+    from ..extraction import extract_images
 
     chosen = strides_of(strides)
     backbone = load_model(model, checkpoint, random, device, output_stride=output_stride)

@@ -35,7 +35,7 @@ def run(
 
     from ..data import open_image
     from ..errors import UnreadableImage
-    from ..extract import draw_pyramid
+    from ..extraction import draw_pyramid
 
     Image.init()
     if Image.EXTENSION.get(out.suffix.lower()) not in Image.SAVE:

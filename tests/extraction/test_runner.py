@@ -9,7 +9,7 @@ from PIL import Image
 
 import ziggurat
 from ziggurat.errors import BadArgument, UnreadableImage
-from ziggurat.extract import class_labels, classify_images, embed_images, extract_images, image_transform
+from ziggurat.extraction import class_labels, classify_images, embed_images, extract_images, image_transform
 
 PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
 

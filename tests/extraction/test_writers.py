@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ziggurat.errors import BadArgument, MissingExtra
-from ziggurat.extract import open_writer
+from ziggurat.extraction import open_writer
 
 KEYS = [f"folder/{i}.jpg" for i in range(2500)]  # more than two blocks of rows
 VECTORS = torch.randn(len(KEYS), 5, generator=torch.Generator().manual_seed(0))

@@ -1,7 +1,7 @@
 """Many images to class scores, embeddings and pyramids: in batches, in order, with bad files named and passed over.
 
     model = ziggurat.create_model("tf_efficientnet_lite0.pip_in1k", pretrained=True).eval()
-    for path, vector in ziggurat.extract.embed_images(model, "photos"):
+    for path, vector in ziggurat.extraction.embed_images(model, "photos"):
         ...                                     # a vector, or the UnreadableImage that says what is wrong
 
 Names are loaded when they are first used; importing this package does not import torch.

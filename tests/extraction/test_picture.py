@@ -7,7 +7,7 @@ from PIL import Image
 
 import ziggurat
 from ziggurat.errors import BadArgument, UnsupportedStride
-from ziggurat.extract import draw_pyramid, heat_rgb, pca_rgb, pyramid_picture
+from ziggurat.extraction import draw_pyramid, heat_rgb, pca_rgb, pyramid_picture
 
 
 @pytest.mark.parametrize("channels", [1, 2, 8, 300])
