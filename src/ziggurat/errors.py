@@ -10,6 +10,8 @@ ZigguratError
 │   └── UnknownArgument     (also TypeError)     an argument that the architecture does not take
 ├── CheckpointMismatch      (also RuntimeError)  a checkpoint's keys or shapes are not the model's
 ├── UnsafeCheckpoint        (also RuntimeError)  a file that holds more than plain tensors
+├── IncompleteRun                             an extraction that has not been verified as complete
+├── ChangedRun                                an extraction that was begun with other inputs or arguments
 ├── SourceUnavailable       (also OSError)       weights that cannot be found or fetched
 └── MissingExtra            (also ImportError)   an optional dependency that is not installed
 """
@@ -21,7 +23,9 @@ from collections.abc import Iterable
 
 __all__ = [
     "BadArgument",
+    "ChangedRun",
     "CheckpointMismatch",
+    "IncompleteRun",
     "MissingExtra",
     "SourceUnavailable",
     "UnknownArgument",
@@ -85,6 +89,14 @@ class CheckpointMismatch(ZigguratError, RuntimeError):
 
 class UnsafeCheckpoint(ZigguratError, RuntimeError):
     """A checkpoint that would have to be unpickled as code; it never is."""
+
+
+class IncompleteRun(ZigguratError):
+    """An extraction on disk that is not, or not yet, verified as complete."""
+
+
+class ChangedRun(ZigguratError):
+    """An extraction that was begun with other inputs, weights or arguments than those given now."""
 
 
 class SourceUnavailable(ZigguratError, OSError, RuntimeError):
