@@ -114,7 +114,8 @@ class Cause:
 class Finished:
     """The end: `images` were done by this process in `seconds`; `rows` and `failures` are those of the whole run.
 
-    `state` is 'complete', 'complete with failures', 'resumable' or 'stopped' (too many images failed).
+    `state` is 'complete', 'quarantined' (complete but for the failures), 'resumable' or 'stopped' (too many images
+    failed); `reason` says in a sentence what is missing, and what to do.
     """
 
     state: str
@@ -123,6 +124,7 @@ class Finished:
     failures: int
     seconds: float
     by_cause: tuple[Cause, ...] = ()
+    reason: str = ""
 
     @property
     def images_per_second(self) -> float:
@@ -335,6 +337,8 @@ def summary(event: Finished) -> str:
     """The end in words, and a table of the failures by cause: most frequent first, with what to do."""
     head = (f"{event.state}: {counted(event.rows, 'row')}, {counted(event.failures, 'failure')}; "
             f"{counted(event.images, 'image')} in {duration(event.seconds)} ({event.images_per_second:,.1f} images/s)")
+    if event.reason:
+        head += f"\n{event.reason}"
     if not event.by_cause:
         return head
     ordered = sorted(event.by_cause, key=lambda each: (-each.count, each.stage, each.cause))
