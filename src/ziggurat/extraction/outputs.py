@@ -77,7 +77,8 @@ class Outputs:
         if all(isinstance(stride, int) for stride in strides):
             strides = tuple(sorted(strides))
         embed = embed or not (strides or tokens or logits or taps)
-        return cls(embed, logits, tokens, strides, taps, dtype, **_formats(format))
+        vectors, maps = _formats(format)
+        return cls(embed, logits, tokens, strides, taps, dtype, vectors, maps)
 
     @property
     def has_vectors(self) -> bool:
@@ -102,7 +103,8 @@ class Outputs:
         known = {one.name for one in fields(cls)}
         if unknown := sorted(set(value) - known):
             raise BadArgument(f"outputs with {', '.join(unknown)}: written by another version of ziggurat, which knows more")
-        return cls(**{name: tuple(one) if isinstance(one, list) else one for name, one in value.items()})
+        facts: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in value.items()}
+        return cls(**facts)
 
 
 def group(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -134,7 +136,8 @@ def check_installed(outputs: Outputs) -> None:
                                f"installed: pip install 'ziggurat[{extra}]'")
 
 
-def _formats(format: str) -> dict[str, str]:
+def _formats(format: str) -> tuple[str, str]:
+    """The formats of vectors and of maps."""
     chosen: dict[str, str] = {}
     for name in filter(None, (part.strip() for part in format.split(","))):
         kind = "vectors" if name in VECTOR_FORMATS else "maps" if name in MAP_FORMATS else None
@@ -145,7 +148,7 @@ def _formats(format: str) -> dict[str, str]:
             raise BadArgument(f"format={format!r} names two formats for {kind}; give one of {_listed(VECTOR_FORMATS)} "
                               f"and one of {_listed(MAP_FORMATS)}")
         chosen[kind] = name
-    return chosen
+    return chosen.get("vectors", VECTOR_FORMATS[0]), chosen.get("maps", MAP_FORMATS[0])
 
 
 def _listed(names: Sequence[str], last: str = "or") -> str:

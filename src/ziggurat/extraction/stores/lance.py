@@ -38,9 +38,9 @@ def write(
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
     table = index.append_column(pa.field(name, vectors.type, nullable=False), vectors).replace_schema_metadata(about)
     final = _path(stem)
-    with committed(final, partial) as path, _plain_errors():
-        with LanceFileWriter(str(path), table.schema, version=VERSION) as writer:
-            writer.write_batch(table)
+    with (committed(final, partial) as path, _plain_errors(),
+          LanceFileWriter(str(path), table.schema, version=VERSION) as writer):
+        writer.write_batch(table)
     return [final]
 
 
@@ -90,14 +90,15 @@ def finalise(folder: Path) -> None:
     from lance.file import LanceFileReader
     from lance.fragment import DataFile, FragmentMetadata
 
-    schema, fragments = None, []
+    schema: pa.Schema | None = None
+    fragments: list[FragmentMetadata] = []
     for path in sorted((folder / "data").glob("*.lance")):
         reader = LanceFileReader(str(path))
-        facts = reader.metadata()
-        schema = schema or facts.schema
+        schema = reader.metadata().schema
         if count := reader.num_rows():
-            columns = list(range(len(facts.schema)))
-            file = DataFile(path.name, columns, columns, facts.major_version, facts.minor_version, path.stat().st_size)
+            columns = list(range(len(schema)))
+            major, minor = map(int, VERSION.split("."))
+            file = DataFile(path.name, columns, columns, major, minor, path.stat().st_size)
             fragments.append(FragmentMetadata(len(fragments), [file], count))
     for name in ADDED:  # earlier versions would name files that a retry has written anew
         if (folder / name).exists():

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["read_index", "view", "write"]
 
-NAMES = {np.dtype("<f2"): "F16", np.dtype("<f4"): "F32"}
-DTYPES = {name: dtype for dtype, name in NAMES.items()}
+DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write(
@@ -40,7 +40,7 @@ def write(
     with committed(final, partial) as path, path.open("wb") as stream:
         stream.write(len(header).to_bytes(8, "little") + header)
         for array in values.values():
-            stream.write(memoryview(array.reshape(-1)).cast("B"))
+            stream.write(array.data)
     return [final, write_index(stem, partial, index)]
 
 
