@@ -167,14 +167,16 @@ class Resize:
         self.size = size if isinstance(size, int) else _pair(size)
         self.interpolation = _filters(interpolation)
 
-    def __call__(self, img: Image.Image) -> Image.Image:
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that an image of this height and width comes to."""
         if isinstance(self.size, tuple):
-            height, width = self.size
-        else:
-            short, long = sorted(img.size)
-            long = int(self.size * long / short)
-            height, width = (long, self.size) if img.height > img.width else (self.size, long)
-        return _resized(img, height, width, _drawn(self.interpolation))
+            return self.size
+        short, long = sorted((height, width))
+        long = int(self.size * long / short)
+        return (long, self.size) if height > width else (self.size, long)
+
+    def __call__(self, img: Image.Image) -> Image.Image:
+        return _resized(img, *self.output_size(img.height, img.width), _drawn(self.interpolation))
 
     def __repr__(self) -> str:
         return f"Resize(size={self.size}, interpolation={_named(self.interpolation)})"
@@ -207,8 +209,9 @@ class ResizeKeepRatio:
         self.random_aspect_prob = random_aspect_prob
         self.random_aspect_range = random_aspect_range
 
-    def __call__(self, img: Image.Image) -> Image.Image:
-        loose, tight = sorted((img.height / self.size[0], img.width / self.size[1]))
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that an image of this height and width comes to; drawn anew at each call if it is to vary."""
+        loose, tight = sorted((height / self.size[0], width / self.size[1]))
         shrink = tight * self.longest + loose * (1.0 - self.longest)
         taller = wider = 1.0
         if self.random_scale_prob > 0 and random.random() < self.random_scale_prob:
@@ -219,9 +222,10 @@ class ResizeKeepRatio:
             stretch = math.sqrt(math.exp(random.uniform(low, high)))
             taller, wider = taller / stretch, wider * stretch
         # a strip keeps at least one pixel
-        height = max(1, round(img.height * taller / shrink))
-        width = max(1, round(img.width * wider / shrink))
-        return _resized(img, height, width, _drawn(self.interpolation))
+        return max(1, round(height * taller / shrink)), max(1, round(width * wider / shrink))
+
+    def __call__(self, img: Image.Image) -> Image.Image:
+        return _resized(img, *self.output_size(img.height, img.width), _drawn(self.interpolation))
 
     def __repr__(self) -> str:
         text = f"ResizeKeepRatio(size={self.size}, longest={self.longest:g}, interpolation={_named(self.interpolation)}"
