@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple
 
-from ..errors import MissingExtra
+from ..errors import BadArgument, MissingExtra
 
 __all__ = ["Disk", "File", "Place", "ReadFailure", "Remote", "actual", "failure_of", "is_url", "kept_open", "place_of", "printable"]
 
@@ -84,6 +84,9 @@ class Disk:
 
     def join(self, folder: str, name: str) -> str:
         return os.path.join(folder, name)
+
+    def check(self, address: str) -> None:
+        """Raises for an address that could never be read here."""
 
     def kind(self, address: str) -> str:
         """'folder', 'file' (of any kind, a pipe too) or '' for nothing; a link that leads nowhere is a file."""
@@ -211,6 +214,10 @@ class Remote:
         first, *rest = folder.split("::")
         return "::".join([f"{first.rstrip('/')}/{name.lstrip('/')}", *rest])
 
+    def check(self, address: str) -> None:
+        """Raises MissingExtra where a package is missing, BadArgument for an unknown protocol; asks no server."""
+        _check_protocol(address.partition(":")[0])
+
     def kind(self, address: str) -> str:
         system, path = _system(address)
         try:
@@ -280,15 +287,23 @@ _DISK, _REMOTE = Disk(), Remote()
 
 def _system(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL and the path in it. fsspec keeps the instances, and makes new ones after a fork."""
+    _check_protocol(url.partition(":")[0])
+    from fsspec.core import url_to_fs
+
+    return url_to_fs(url)
+
+
+@lru_cache(maxsize=64)
+def _check_protocol(protocol: str) -> None:
     try:
-        from fsspec.core import url_to_fs
-    except ImportError as error:
-        raise MissingExtra(f"{url!r} needs fsspec, which is not installed: pip install 'ziggurat[extract]'") from error
-    try:
-        return url_to_fs(url)
-    except ImportError as error:  # s3fs, gcsfs, aiohttp ...; fsspec's sentence names it
-        raise MissingExtra(f"{url!r} needs a package that is not installed: pip install 'ziggurat[extract]' brings what "
-                           f"s3:// needs. fsspec says: {error}") from error
+        from fsspec import get_filesystem_class
+
+        get_filesystem_class(protocol)
+    except ImportError as error:  # fsspec itself, or s3fs, gcsfs, aiohttp ..., which fsspec's sentence names
+        raise MissingExtra(f"{protocol}:// needs a package that is not installed ({error}); "
+                           "pip install 'ziggurat[extract]' brings fsspec and what s3:// needs") from error
+    except ValueError as error:
+        raise BadArgument(f"{protocol}:// is no protocol that fsspec knows") from error
 
 
 def _with_path(address: str, path: str) -> str:
@@ -305,7 +320,7 @@ def _facts(info: dict[str, Any]) -> tuple[int, str]:
     size = info.get("size")
     words = ("ETag", "etag", "checksum", "md5", "sha256", "blob_id", "mtime", "LastModified", "last_modified", "created")
     value = next((info[word] for word in words if info.get(word)), "")
-    text = value.isoformat() if hasattr(value, "isoformat") else str(value)
+    text = str(value.timestamp() if hasattr(value, "timestamp") else value)  # memory:// gives the one here, the other there
     return (-1 if size is None else int(size)), printable(text.strip('"'))
 
 
@@ -321,6 +336,8 @@ _CLIENTS = {"aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "g
 
 def failure_of(error: Exception) -> ReadFailure | None:
     """What an error of reading means, or None for one that is no matter of reading. The words hold no host and no time."""
+    if isinstance(error, ReadFailure):
+        return error
     status = _http_status(error)
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, FileNotFoundError) or status in (404, 410) or number in _NOWHERE:

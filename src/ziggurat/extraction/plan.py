@@ -143,6 +143,13 @@ class Plan:
             start += batch.num_rows
         return Plan(_table(batches))
 
+    @property
+    def in_process_only(self) -> bool:
+        """Whether an image is in fsspec's memory://, which another process would find empty: read them in this one."""
+        import pyarrow.compute as pc
+
+        return bool(pc.any(pc.match_substring(self.table["container"], "memory://")).as_py())
+
     def _every_key(self) -> Iterator[str]:
         for start in range(0, len(self), CHUNK):
             yield from self.keys(start, start + CHUNK)

@@ -79,10 +79,11 @@ def list_inputs(source: Source | Sequence[Source], *, column: str | None = None)
     Raises BadArgument for a source that gives nothing, and for what cannot be read from the middle (.tar.gz, .zip).
     """
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    if not sources:
-        raise BadArgument(f"source is an empty sequence; it must name {ACCEPTED}")
+    if not sources or not all(isinstance(one, (str, os.PathLike)) for one in sources):
+        wrong = next((type(one).__name__ for one in sources if not isinstance(one, (str, os.PathLike))), "nothing")
+        raise BadArgument(f"source holds {wrong}; it must be, or be a sequence of: {ACCEPTED}")
     items: dict[tuple[str, str, int], Item] = {}  # by address: what is named twice is kept once
-    named, words = 0, []
+    named, words, has_parquet = 0, [], False
     for one in sources:
         before = named
         origin = _Origin(os.fspath(one), column, alone=len(sources) == 1)
@@ -91,7 +92,10 @@ def list_inputs(source: Source | Sequence[Source], *, column: str | None = None)
             items.setdefault((item.container, item.member, item.offset), item)
         if named == before:
             raise BadArgument(f"source {origin.text!r} names no image: {origin.why_nothing()}. It must be {ACCEPTED}")
+        has_parquet |= origin.has_parquet
         words.append(f"{origin.kind} {printable(origin.address)}")
+    if column is not None and not has_parquet:
+        raise BadArgument(f"column={column!r} names a column of Parquet files, and none is among the sources")
     shown = words[:8] + [f"{len(words) - 8} more"] * (len(words) > 8)
     return Listing(_with_unique_keys(list(items.values())), named - len(items), "; ".join(shown))
 
@@ -113,29 +117,30 @@ class _Origin:
     def __init__(self, text: str, column: str | None, alone: bool) -> None:
         self.text, self.column, self.alone = text, column, alone
         self.place, self.address = place_of(text)
-        self.kind = ""
+        self.kind, self.has_parquet = "", False
 
     def items(self) -> Iterator[Item]:
         try:
             yield from self._items()
         except Exception as error:
             failure = failure_of(error)
-            if failure is None or isinstance(error, BadArgument):
+            if failure is None:
                 raise
             raise BadArgument(f"source {self.text!r} cannot be listed: {failure.message} ({error})") from error
 
     def _items(self) -> Iterator[Item]:
         place, address = self.place, self.address
-        what = "" if _has_magic(address) and is_url(address) else place.kind(address)
+        pattern = _has_wildcard(address) or _BRACE.search(address) is not None
+        what = "" if pattern and is_url(address) else place.kind(address)  # on disk, a file may be called "cat[1].jpg"
         if what == "folder":
             self.kind = "folder"
             yield from self._search(place.below(address, _is_input))
         elif what == "file":
             yield from self._named(address)
-        elif _has_magic(address):
+        elif pattern:
             self.kind = "glob"
-            for pattern in _without_braces(address):
-                yield from self._pattern(pattern)
+            for one in _without_braces(address):
+                yield from self._pattern(one)
         elif not self.alone and _suffix(address) in IMAGE_EXTENSIONS:  # one of many: filed as missing
             self.kind = "image"
             yield _whole(File(_as_written(self.text), address, -1, ""))
@@ -150,22 +155,24 @@ class _Origin:
             raise BadArgument(_why_closed(self.text))
         else:
             self.kind = suffix[1:] if suffix in SHARDS else "image"
-            name = posixpath.basename(address) if suffix in SHARDS else _as_written(self.text)
+            name = posixpath.basename(_own_part(address)) if suffix in SHARDS else _as_written(self.text)
             yield from self._inside(self.place.file(address, name))
 
     def _pattern(self, pattern: str) -> Iterator[Item]:
-        if not re.search(r"[*?\[]", pattern):  # one of a brace's: "shards/a.tar"
+        """What one of the patterns gives that braces stand for; names begin where the whole pattern's fixed part ends."""
+        root = len(_fixed_part(self.address))
+        if not _has_wildcard(pattern):  # "shards/{a,b}.tar" names files outright
             if self.place.kind(pattern) != "file":
                 raise BadArgument(f"source {self.text!r} names {pattern!r}, where no file is")
-            fixed = self.address[: self.address.index("{")]
-            yield from self._inside(self.place.file(pattern, pattern[fixed.rfind("/") + 1:]))
+            yield from self._inside(self.place.file(pattern, pattern[root:]))
             return
         spelled = _suffix(pattern)
         if spelled in CLOSED:
             raise BadArgument(_why_closed(self.text))
-        any_name = bool(spelled) and not re.search(r"[*?\[]", spelled)
+        any_name = bool(spelled) and not _has_wildcard(spelled)
         wanted = (lambda name: _suffix(name) == spelled) if any_name else _is_input
-        files = self.place.matching(pattern, wanted)
+        before = _fixed_part(pattern)[root:]
+        files = (file._replace(name=before + file.name) for file in self.place.matching(pattern, wanted))
         if spelled in LISTS:
             for file in sorted(files):
                 yield from self._lines(file.address)
@@ -205,6 +212,7 @@ class _Origin:
                 yield from self._inside(_linked(self.place, address, line.removesuffix("\r")))
 
     def _rows(self, file: File) -> Iterator[Item]:
+        self.has_parquet = True
         parquet = _Parquet(self.place, file.address)
         column, of_paths = _image_column(parquet.file.schema_arrow, self.column, file.address)
         if not of_paths:
@@ -226,9 +234,14 @@ class _Origin:
         return "the pattern matches none" if self.kind else "there is nothing at this address"
 
 
+def _own_part(address: str) -> str:
+    """The link of a chain of URLs that names the file: zip://a/b.jpg of zip://a/b.jpg::s3://bucket/c.zip."""
+    return next((link for link in address.split("::") if "://" in link), address) if is_url(address) else address
+
+
 def _suffix(name: str) -> str:
-    """The last suffix of a file's name in lower case, with the one before it where it is .tar: .jpg, .tar, .tar.gz."""
-    found = re.search(r"(?:\.tar)?\.[^./]+$", name.split("::")[0].lower())
+    """The last suffix of a file's name in lower case, with the .tar before a compression's: .jpg, .tar, .tar.gz."""
+    found = re.search(r"(?:\.tar(?=\.(?:gz|bz2|xz|zst)$))?\.[^./]+$", _own_part(name).lower())
     return found[0] if found else ""
 
 
@@ -242,13 +255,22 @@ def _why_closed(address: str) -> str:
             "first (tar: gzip -d, which leaves a .tar; zip: unzip, or zip://*::FILE through fsspec)")
 
 
-def _has_magic(address: str) -> bool:
-    return bool(re.search(r"[*?\[]|\{[^{}]*(?:,|\.\.)[^{}]*\}", address))
+_BRACE = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
+
+
+def _has_wildcard(address: str) -> bool:
+    """Whether an address is a pattern; behind http:// a question mark begins a query."""
+    return bool(re.search(r"\*" if address.startswith("http") else r"[*?\[]", address))
+
+
+def _fixed_part(pattern: str) -> str:
+    """A pattern up to the folder in which its first wildcard or brace is: 'a/b/' of 'a/b/*.jpg' and of 'a/b/c{1,2}/*'."""
+    return re.split(r"[*?\[{]", pattern, maxsplit=1)[0].rpartition("/")[0] + "/"
 
 
 def _without_braces(pattern: str) -> list[str]:
     """'a{0..2}{x,y}' as the six patterns it stands for; numbers keep the width that they are written with."""
-    brace = re.search(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}", pattern)
+    brace = _BRACE.search(pattern)
     if not brace:
         return [pattern]
     span = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])
@@ -269,6 +291,7 @@ def _linked(place: Place, container: str, text: str) -> File:
     """The file that a line of a list, or a path in a Parquet file, names."""
     if is_url(text):
         target, address = place_of(text)
+        target.check(address)
         return target.file(address, text) if isinstance(target, Disk) else File(text, address, -1, "")
     name = posixpath.normpath(text)
     if not isinstance(place, Disk):
@@ -295,7 +318,7 @@ def _in_tar(place: Place, file: File) -> Iterator[Item]:
                 cut = False
                 try:
                     while (member := tar.next()) is not None:
-                        tar.members = []  # it would keep them all
+                        tar.members = []  # type: ignore[attr-defined]  # it would keep them all
                         name = posixpath.normpath(member.name)
                         cut = member.offset_data + member.size > file.size >= 0
                         if member.isreg() and _suffix(name) in IMAGE_EXTENSIONS and not re.search(r"(^|/)\.[^.]", name):
@@ -307,7 +330,7 @@ def _in_tar(place: Place, file: File) -> Iterator[Item]:
                                        file.stamp)
                 except tarfile.ReadError:
                     cut = True
-                end = tar.offset  # type: ignore[attr-defined]
+                end = tar.offset
         except tarfile.ReadError as error:
             raise BadArgument(f"{file.address!r} cannot be read as a tar: {error}") from error
         stream.seek(end)
@@ -397,9 +420,11 @@ def read_bytes(item: Item) -> bytes:
         if item.member:
             return _read_row(place, address, item)
         return place.read(address, item.stamp)
+    except ReadFailure:
+        raise
     except Exception as error:
         failure = failure_of(error)
-        if failure is None or isinstance(error, MissingExtra):
+        if failure is None:
             raise
         for cache in (kept_open, _kept_parquet, _kept_group):  # what is open may be stale
             cache.cache_clear()
