@@ -20,6 +20,9 @@ _PUBLIC = {
     "create_model": "factory",
     "parse_model_name": "factory",
     "safe_model_name": "factory",
+    "Embedder": "extraction.embedder",
+    "extract": "extraction.job",
+    "open": "extraction.opening",
     "as_backbone": "backbone",
     "load": "saving",
     "save": "saving",
@@ -55,13 +58,17 @@ _PUBLIC = {
 _ROOMS = ("backbone", "compat", "data", "errors", "extraction", "layers", "models", "registry", "factory", "testing",
           "weights")
 
-__all__ = sorted([*_PUBLIC, *_ROOMS, "__version__"])
+# all but `open`: "from ziggurat import *" must not take the place of the builtin
+__all__ = sorted([*(_PUBLIC.keys() - {"open"}), *_ROOMS, "__version__"])
 
 if TYPE_CHECKING:
     from .backbone import Backbone as Backbone
     from .backbone import Family as Family
     from .backbone import FeatureInfo as FeatureInfo
     from .backbone import as_backbone as as_backbone
+    from .extraction.embedder import Embedder as Embedder
+    from .extraction.job import extract as extract
+    from .extraction.opening import open as open
     from .factory import build_model_with_cfg as build_model_with_cfg
     from .factory import create_model as create_model
     from .factory import parse_model_name as parse_model_name
@@ -87,4 +94,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted([*__all__, "open"])

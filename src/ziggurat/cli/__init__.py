@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import ZigguratError
-from . import classify, convert, download, embed, features, info, list, search, show
+from . import classify, convert, download, embed, extract, features, info, list, retry, search, show, status, verify
 
 __all__ = ["app", "main"]
 
@@ -48,7 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (list, search, info, classify, embed, features, show, download, convert):
+for command in (list, search, info, classify, embed, features, show, extract, status, retry, verify, download, convert):
     app.command(command.__name__.rpartition(".")[2])(command.run)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import BadArgument, SourceUnavailable, UnreadableImage
+from ..errors import BadArgument, SourceUnavailable, UnreadableImage, ZigguratError
 
 if TYPE_CHECKING:
     from ..backbone import Backbone
@@ -48,8 +48,20 @@ def load_model(
         raise BadArgument("--checkpoint and --random exclude each other: give one of the two")
     if num_classes is not None and checkpoint is None:
         raise BadArgument("--classes says how many classes a checkpoint has: give it together with --checkpoint")
+    from ..factory import create_model
+
+    name = known_model(name, checkpoint, random)
+    options: dict[str, Any] = {} if has_head else {"num_classes": 0}
+    if num_classes is not None:
+        options = {"pretrained_cfg_overlay": {"num_classes": num_classes, "label_offset": None}}
+    model = create_model(name, pretrained=not random and checkpoint is None, checkpoint_path=checkpoint, **options, **arguments)
+    return model.eval().to(chosen_device(device))
+
+
+def known_model(name: str, checkpoint: Path | None, random: bool) -> str:
+    """A model's name, a folder's path as 'local-dir:PATH'; refused where it would have no weights unasked."""
     from .. import registry
-    from ..factory import create_model, parse_model_name
+    from ..factory import parse_model_name
 
     if (Path(name) / "config.json").is_file():
         name = f"local-dir:{name}"
@@ -59,11 +71,17 @@ def load_model(
         if checkpoint is None and not random and not info.pretrained:
             raise SourceUnavailable(f"{name} has no published weights; give --checkpoint FILE, or --random if random weights "
                                     "will do")
-    options: dict[str, Any] = {} if has_head else {"num_classes": 0}
-    if num_classes is not None:
-        options = {"pretrained_cfg_overlay": {"num_classes": num_classes, "label_offset": None}}
-    model = create_model(name, pretrained=not random and checkpoint is None, checkpoint_path=checkpoint, **options, **arguments)
-    return model.eval().to(chosen_device(device))
+    return name
+
+
+@contextmanager
+def errors_end_with(status: int) -> Iterator[None]:
+    """An error that is the user's to mend ends the command with its sentence and this exit status."""
+    try:
+        yield
+    except ZigguratError as error:
+        typer.echo(f"ziggurat: {error}", err=True)
+        raise typer.Exit(status) from error
 
 
 def chosen_device(name: str) -> Any:

@@ -15,6 +15,10 @@ from typing import Any
 _HOMES = {
     "runner": "Score class_labels classify_images embed_images extract_images image_transform",
     "writers": "EmbeddingWriter open_writer",
+    "job": "Summary extract retry status verify",
+    "manifest": "Manifest",
+    "unit": "Report UnitRunner",
+    "failures": "CAUSES Failure STAGES",
     "picture": "draw_pyramid heat_rgb pca_rgb pyramid_picture",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-__all__ = ["CAUSES", "STAGES", "Failure"]
+from .commit import committed
+
+if TYPE_CHECKING:
+    import pyarrow
+
+__all__ = ["CAUSES", "STAGES", "Failure", "failures_table", "read_failures", "write_failures"]
 
 STAGES = ("read", "decode", "preprocess", "forward", "nonfinite")
 
@@ -37,3 +44,28 @@ class Failure(NamedTuple):
     message: str
     bytes: int = -1
     sha256: str = ""
+
+
+def failures_table(rows: Iterable[Mapping[str, Any]] = ()) -> pyarrow.Table:
+    """Failures as a table: row (int64, of the plan), key, stage, cause, message, bytes (int64), sha256."""
+    import pyarrow as pa
+
+    text = pa.string()
+    schema = pa.schema([("row", pa.int64()), ("key", text), ("stage", text), ("cause", text), ("message", text),
+                        ("bytes", pa.int64()), ("sha256", text)])
+    return pa.Table.from_pylist(list(rows), schema)
+
+
+def read_failures(path: Path) -> pyarrow.Table:
+    """A table of failures; an empty one where there is no file, as for a unit without any."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path) if path.exists() else failures_table()
+
+
+def write_failures(path: Path, table: pyarrow.Table, partial: Path) -> None:
+    """Commits a table of failures."""
+    import pyarrow.parquet as pq
+
+    with committed(path, partial) as growing:
+        pq.write_table(table, growing)

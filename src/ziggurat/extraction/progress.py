@@ -45,7 +45,7 @@ class Planned:
     """What is to be done, before the first image: `to_do` of all `images` are left to this process.
 
     Sizes are bytes: what the output is expected to take, and what is free where it goes (-1 if that is unknown).
-    `reason` says in words why the backend was chosen.
+    `reason` says in words why the backend was chosen, `duplicates` how often an input was named again.
     """
 
     images: int
@@ -56,6 +56,7 @@ class Planned:
     model: str
     backend: str
     reason: str = ""
+    duplicates: int = 0
 
 
 @dataclass(frozen=True)
@@ -330,6 +331,8 @@ def planned(event: Planned) -> str:
     work = f"{counted(event.images, 'image')} in {counted(event.units, 'unit')}"
     if event.to_do != event.images:
         work += f", {event.to_do:,} to do here"
+    if event.duplicates:
+        work += f" ({event.duplicates:,} more named again, and taken once)"
     return f"{work}; {event.model} by {backend}; {room}"
 
 

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .common import AsJson, Device, errors_end_with
+from .status import Dest
+
+
+def run(
+    dest: Dest,
+    device: Device = "auto",
+    workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Decoding processes: as many as cores. 0: decode in this one.")] = None,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long one image may take to decode.")] = 60.0,
+    retries: Annotated[int, typer.Option(min=0, metavar="N", help="How often a read that failed is tried again.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Computes the failed images of a run anew, and no others: after a file was mended, or a disk came back.
+
+    \b
+    Example:
+      ziggurat retry photos.features --timeout 300
+
+    What succeeds becomes a row in the file of its unit, what fails stays in failures.parquet. With --json: an object a line.
+
+    Exit status: 0 complete; 3 complete, some images failed; 4 to be gone on with; 1 an error.
+    """
+    with errors_end_with(1):
+        from ..extraction import retry
+        from ..extraction.progress import reporter_for
+
+        with reporter_for(as_json) as reporter:
+            found = retry(dest, device=device, workers=workers, timeout=timeout, retries=retries, on_event=reporter)
+    raise typer.Exit(found.exit_code)

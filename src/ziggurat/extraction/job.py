@@ -1,0 +1,666 @@
+"""A run from its plan to its proof: extract, status, retry and verify."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import platform
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from .. import __version__
+from ..backbone import Backbone
+from ..errors import BadArgument, ChangedRun, IncompleteRun
+from .commit import clean_partial, committed, lock, sha256_of, write_json
+from .decoding import Preprocessing
+from .engines import await_plan, own_device, run_on_ray, world
+from .failures import failures_table, read_failures, write_failures
+from .forward import Forward, make_forward
+from .manifest import ABOUT, Manifest
+from .outputs import Outputs, bytes_per_image, check_installed
+from .plan import Plan
+from .progress import Cause, Event, Finished, Planned, Progress, Resumed, Unit, Verified
+from .sources import Item, list_inputs
+from .stores import finalise, read_unit
+from .unit import (
+    Report,
+    UnitRunner,
+    available_cores,
+    failed_rows,
+    failures_path,
+    load_model,
+    sidecar,
+    sidecar_path,
+    weights_sha256,
+)
+
+__all__ = ["EXIT_CODES", "Summary", "extract", "retry", "status", "verify"]
+
+EXIT_CODES = {"complete": 0, "quarantined": 3, "resumable": 4, "stopped": 1, "waiting": 0}
+ENGINES = ("auto", "local", "rank", "ray")
+MANY_ERRORS = 0.5  # the share of failures that stops a run by itself, once this many images were tried
+ENOUGH = 1000
+
+Sources = str | PathLike[str] | Sequence[str | PathLike[str]]
+Listener = Callable[[Event], None]
+
+
+class Summary(NamedTuple):
+    """Where a run stands.
+
+    `state` is 'complete' (verified, every image has its row), 'quarantined' (verified, some images failed and are in
+    failures.parquet), 'resumable' (units are missing, or it has not been verified: the same command goes on), 'stopped'
+    (too many images failed) or, of one of several `ranks`, 'waiting' (its own units are done, others' are not). `failures` counts by 'stage/cause'. `reason` says what is missing, in a sentence.
+    """
+
+    state: str
+    out: str
+    images: int
+    rows: int
+    failures: dict[str, int]
+    units: int
+    units_done: int
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    reason: str = ""
+    ranks: int = 1
+
+    @property
+    def exit_code(self) -> int:
+        """0 complete, 3 quarantined, 4 resumable, 1 stopped.
+
+        Of several ranks, 0 for quarantined and waiting too: torchrun and SLURM would end the others for anything else.
+        """
+        return 0 if self.ranks > 1 and self.state == "quarantined" else EXIT_CODES[self.state]
+
+
+class _Stop(Exception):
+    """A run that ends before its time, with the state and the sentence of its summary."""
+
+    def __init__(self, state: str, reason: str) -> None:
+        super().__init__(reason)
+        self.state, self.reason = state, reason
+
+
+def extract(
+    source: Sources,
+    model: str | Backbone,
+    out: str | PathLike[str],
+    *,
+    embed: bool = False,
+    strides: int | Sequence[int] = (),
+    tokens: bool = False,
+    logits: bool = False,
+    taps: str | Sequence[str] = (),
+    dtype: str = "f16",
+    format: str = "",
+    size: int | tuple[int, int] | None = None,
+    decode: str = "exact",
+    exif: str = "ignore",
+    column: str | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    random: bool = False,
+    classes: int | None = None,
+    backend: str = "auto",
+    precision: str = "fp32",
+    device: str = "auto",
+    batch_size: int | None = None,
+    unit_size: int | None = None,
+    threads: int | None = None,
+    workers: int | None = None,
+    timeout: float = 60.0,
+    retries: int = 3,
+    engine: str = "auto",
+    engine_options: Mapping[str, Any] | None = None,
+    fresh: bool = False,
+    extend: bool = False,
+    max_error_rate: float | None = None,
+    check: bool = True,
+    plan_only: bool = False,
+    dry_run: bool = False,
+    on_event: Listener | None = None,
+) -> Summary:
+    """Features of all images behind `source`, on disk under `out`; the same call goes on with a run that was ended.
+
+    `source` is a folder, a glob, a list file, tar or WebDataset shards, Parquet (its image `column`), an fsspec address, or
+    several of these. Outputs, of one forward pass: `embed` (what is taken if nothing is named), `logits`, `tokens`, the
+    pyramid's levels of `strides`, and `taps`, submodules by name, pooled. `dtype` is 'f16' or 'f32'. `format` names
+    one for vectors (parquet, npy, lance), one for maps (safetensors, zarr), or both.
+
+    Images are prepared as the model's weights want them, at `size` pixels if given. `decode` is 'exact', 'reference'
+    (Pillow alone) or 'fast' (JPEG decoded at a smaller scale); `exif` is 'ignore' or 'apply'.
+
+    The model is a name (its published weights, a `checkpoint`, or `random` ones) or a Backbone. `backend` is auto, torch,
+    compile or openvino, `precision` 'fp32' or 'bf16'. `batch_size` (32), `unit_size` (images a file, by their number and
+    size), `threads` of the forward pass and the backend are kept for the whole run, since they decide its last bits;
+    `workers` (decoding processes), `device` and `engine` ('local', 'rank' for torchrun and SLURM, 'ray') are free.
+
+    `fresh` starts over, `extend` adds inputs that are new. A decoder that takes longer than `timeout` seconds an image is
+    ended; reads that fail are tried `retries` times more. The run stops when more than `max_error_rate` of its images have
+    failed (of 100 at least, or of all; without it, of half of 1,000). At the end it is verified unless `check` is False.
+    With `plan_only` the plan is frozen and nothing computed, with `dry_run` nothing is written.
+
+    Raises `BadArgument` for what cannot work, `ChangedRun` if `out` holds a run of other inputs or arguments, `MissingExtra`
+    for a package that is not installed.
+    """
+    began = time.perf_counter()
+    emit = on_event or _silent
+    out = Path(out)
+    if "://" in str(out) or (str(out).startswith("memory:")):
+        raise BadArgument(f"out={str(out)!r}: results are written to a folder of a file system; copy them to a store afterwards")
+    if engine not in ENGINES:
+        raise BadArgument(f"engine={engine!r}: give one of {', '.join(ENGINES)}")
+    if max_error_rate is not None and not 0 <= max_error_rate <= 1:
+        raise BadArgument(f"max_error_rate={max_error_rate}: give a share of the images, from 0 to 1")
+    for name, value in (("batch_size", batch_size), ("unit_size", unit_size), ("threads", threads)):
+        if value is not None and value < 1:
+            raise BadArgument(f"{name}={value}: give 1 or more")
+    if fresh and extend:
+        raise BadArgument("fresh and extend exclude each other: start over, or add to what is there")
+    outputs = Outputs.make(embed=embed, strides=strides, tokens=tokens, logits=logits, taps=taps, dtype=dtype, format=format)
+    check_installed(outputs)
+    rank, ranks = world() if engine in ("auto", "rank") else (0, 1)
+    is_shared = ranks > 1 or engine == "ray"
+    if ranks > 1:
+        if fresh or extend:
+            raise BadArgument(f"{'fresh' if fresh else 'extend'} with {ranks} processes: the others could not tell the old plan "
+                              "from the new; give the command to one process first, with --plan-only")
+        device = own_device() if device == "auto" else device
+    session = _Session(
+        out, emit, began, rank, ranks, engine == "ray", max_error_rate, check, engine_options or {},
+        {"workers": workers, "device": device, "timeout": timeout, "retries": retries},
+    )
+    if rank > 0:
+        await_plan(out)
+        with lock(out, shared=True):
+            return session.work(None)
+
+    is_new = fresh or not Manifest.path(out).exists()
+    if is_new and not fresh and out.is_dir() and any(path.name != ABOUT for path in out.iterdir()):
+        raise BadArgument(f"out={str(out)!r} is a folder with other things in it; give one that is empty or not there")
+    if out.exists() and not out.is_dir():
+        raise BadArgument(f"out={str(out)!r} is a file; give a folder")
+    listing = list_inputs(source, column=column)
+    items, duplicates = _outside(listing.items, out), listing.duplicates
+    if not items:
+        raise BadArgument(f"source={str(source)!r} holds no image outside of {str(out)!r}; give a folder or file that does")
+    before = None if is_new else Manifest.load(out)
+    backbone, spec = _model_of(model, checkpoint, random, classes, outputs)
+    preprocessing = Preprocessing.of(backbone, size=_pair(size), decode=decode, exif=exif)
+    forward = make_forward(
+        backbone, outputs, preprocessing, precision=precision, device=device,
+        backend=before.backend if before and backend == "auto" else backend,
+        batch_size=batch_size or (before.batch_size if before else 32),
+        threads=threads or (before.threads if before else available_cores()),
+    )
+    per_image = bytes_per_image(forward.shapes, outputs.dtype)
+    asked = Manifest(
+        model=spec, outputs=outputs, shapes=forward.shapes, preprocessing=preprocessing.stamp(), backend=forward.backend,
+        precision=precision, batch_size=forward.batch_size, threads=forward.threads,
+        unit_size=unit_size or (before.unit_size if before else _unit_size(len(items), per_image, forward.batch_size)),
+        versions=_versions(forward.backend), source=listing.description,
+    )
+    if dry_run:
+        units = -(-len(items) // asked.unit_size)
+        emit(Planned(len(items), units, len(items), per_image * len(items), _free(out), spec["name"], forward.backend,
+                     forward.reason, duplicates))
+        return Summary("resumable", str(out), len(items), 0, {}, units, 0, reason="a dry run: nothing was computed")
+    with _writable(out), lock(out, shared=is_shared):
+        if not is_shared:
+            clean_partial(out)
+        if is_new:
+            _begin(out, items, asked)
+        else:
+            assert before is not None
+            _check_same(out, before, asked, items, extend)
+        if plan_only:
+            return status(out)
+        del items, listing  # the plan on the disk takes their place: memory shall not hold both
+        return session.work(forward, duplicates)
+
+
+def retry(
+    dest: str | PathLike[str],
+    *,
+    model: Backbone | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    timeout: float = 60.0,
+    retries: int = 3,
+    check: bool = True,
+    on_event: Listener | None = None,
+) -> Summary:
+    """Computes the failed images of a run anew, and no others; what succeeds becomes a row, what fails stays a failure.
+
+    Images that were mended or fetched since are read as they are now, and the plan takes note of that. `model` is needed
+    for a run that was begun with a Backbone instead of a name. Raises as `extract`.
+    """
+    began = time.perf_counter()
+    dest, emit = Path(dest), on_event or _silent
+    manifest = Manifest.load(dest)
+    counts = _Counts(0, emit)
+    stopped: _Stop | None = None
+    with _writable(dest), lock(dest, shared=False):
+        clean_partial(dest)
+        units = [unit for unit in range(len(manifest.units)) if (sidecar(dest, unit) or {}).get("failures")]
+        if units:
+            _withdraw(dest)
+            plan = Plan.load(dest / ABOUT / "plan.parquet")
+            _save_plan(dest, plan.refreshed([row for unit in units for row in failed_rows(dest, unit)]))
+            images = sum(sum((sidecar(dest, unit) or {})["failures"].values()) for unit in units)
+            emit(Planned(manifest.images, len(units), images, images * bytes_per_image(manifest.shapes, manifest.outputs.dtype),
+                         _free(dest), manifest.model["name"], manifest.backend))
+            with _ended_by_signals() as ended, UnitRunner(
+                dest, model=model, device=device, workers=workers, timeout=timeout, retries=retries
+            ) as runner:
+                stopped = _run_all(runner, runner.retry_all, units, counts, ended, max_error_rate=1.0)
+        return _finish(dest, began, counts, stopped, check)
+
+
+def status(dest: str | PathLike[str]) -> Summary:
+    """Where a run stands, read from what its units say of themselves; another process may be at work on it."""
+    dest = Path(dest)
+    manifest = Manifest.load(dest)
+    rows, done, causes = 0, 0, Counter[str]()
+    for unit in range(len(manifest.units)):
+        facts = sidecar(dest, unit)
+        if facts is not None:
+            rows, done = rows + facts["rows"], done + 1
+            causes.update(facts["failures"])
+    units = len(manifest.units)
+    if done < units:
+        state, reason = "resumable", f"{units - done} of {units} units are to be computed; the same command goes on"
+    elif not (dest / "_SUCCESS").exists():
+        state, reason = "resumable", "all units are there, but not verified; run 'ziggurat verify'"
+    else:
+        state, reason = ("quarantined" if causes else "complete"), ""
+    return Summary(state, str(dest), manifest.images, rows, dict(sorted(causes.items())), units, done, reason=reason)
+
+
+def verify(dest: str | PathLike[str], *, on_event: Listener | None = None) -> Summary:
+    """Reads a run back: every unit there, sizes and hashes as committed, rows and failures together the plan, all finite.
+
+    If so, failures.parquet and _SUCCESS are written. A unit that is damaged loses its sidecar, so that the same command
+    computes it anew, and the summary's `reason` says what is wrong with the first of them.
+    """
+    dest = Path(dest)
+    Manifest.load(dest)
+    with _writable(dest), lock(dest, shared=True):
+        return _finish(dest, time.perf_counter(), _Counts(0, on_event or _silent), None, check=True)
+
+
+# -------------------------------------------------------------------- planning
+
+
+def _begin(out: Path, items: Sequence[Item], asked: Manifest) -> None:
+    """Freezes the plan. The manifest comes last: with it, there is a run."""
+    _clear(out)
+    (out / ABOUT / "partial").mkdir(parents=True, exist_ok=True)
+    _save_plan(out, Plan.make(items))
+    dataclasses.replace(asked, segments=((0, len(items)),)).save(out)
+
+
+def _check_same(out: Path, before: Manifest, asked: Manifest, items: Sequence[Item], extend: bool) -> None:
+    """Raises `ChangedRun` unless what is asked now is the run that is there; adds what is new, if it shall be."""
+    changes = before.differences(asked)
+    if changes:
+        raise ChangedRun(f"{str(out)!r} holds a run of other arguments:\n  " + "\n  ".join(changes) +
+                         "\ngive what it was begun with to go on, --fresh to start over, or another --out")
+    plan = Plan.load(out / ABOUT / "plan.parquet")
+    found = plan.difference(items)
+    lost = [f"{len(keys)} {what}, as {keys[0]!r}" for what, keys in (("gone", found.removed), ("changed", found.changed)) if keys]
+    if lost or (found.added and not extend):
+        lost += [f"{len(found.added)} new, as {found.added[0]!r}"] if found.added else []
+        raise ChangedRun(
+            f"the inputs are not those that the run in {str(out)!r} was planned with: {'; '.join(lost)}. "
+            + ("--fresh starts over" if len(lost) > 1 or not found.added else "--extend adds what is new, --fresh starts over")
+            + "; to read failed images again, use 'ziggurat retry'"
+        )
+    if found.added:
+        _withdraw(out)
+        plan = plan.extended(items)
+        _save_plan(out, plan)
+    if len(plan) > before.images:
+        before.extended(len(plan)).save(out)
+
+
+def _save_plan(out: Path, plan: Plan) -> None:
+    with committed(out / ABOUT / "plan.parquet", out / ABOUT / "partial") as path:
+        plan.save(path)
+
+
+def _clear(out: Path) -> None:
+    """Takes away what a run has written, the manifest first: without it there is no run."""
+    manifest = Manifest.path(out)
+    if manifest.exists():
+        directories = Manifest.load(out).outputs.directories()
+        _withdraw(out)
+        manifest.unlink()
+        for name in {directory.partition("/")[0] for directory in directories}:
+            shutil.rmtree(out / name, ignore_errors=False) if (out / name).exists() else None
+    for name in ("units", "failures", "partial"):
+        if (out / ABOUT / name).exists():
+            shutil.rmtree(out / ABOUT / name)
+
+
+def _withdraw(out: Path) -> None:
+    """A run about to change is not complete any more."""
+    (out / "_SUCCESS").unlink(missing_ok=True)
+    (out / "failures.parquet").unlink(missing_ok=True)
+
+
+def _outside(items: Sequence[Item], out: Path) -> Sequence[Item]:
+    """The inputs that do not lie in the run's own folder."""
+    own = os.path.join(os.path.abspath(out), "")
+    return [item for item in items if not os.path.abspath(item.container).startswith(own)]
+
+
+def _model_of(
+    model: str | Backbone, checkpoint: Any, random: bool, classes: int | None, outputs: Outputs
+) -> tuple[Backbone, dict[str, Any]]:
+    """The model, and what makes it again."""
+    if isinstance(model, str):
+        spec: dict[str, Any] = {"name": model, "checkpoint": None if checkpoint is None else os.path.abspath(checkpoint),
+                                "random": random, "classes": classes}
+        backbone = load_model(spec, has_head=outputs.logits)
+    else:
+        if model.training:
+            raise BadArgument("the model is in training mode, where the images of a batch change each other's features; "
+                              "call model.eval() first")
+        name = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
+        spec, backbone = {"name": name, "given": True}, model
+    return backbone, {**spec, "weights_sha256": weights_sha256(backbone)}
+
+
+def _unit_size(images: int, bytes_an_image: int, batch_size: int) -> int:
+    """Images a unit: some 256 units, of 256 to 4,096 images, whose files stay below 256 MiB; whole batches."""
+    wanted = min(4096, max(256, images // 256), max(1, 2**28 // max(1, bytes_an_image)))
+    return -(-wanted // batch_size) * batch_size
+
+
+def _versions(backend: str) -> dict[str, str]:
+    """What computes the numbers, with its version."""
+    found = {"ziggurat": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    if backend == "openvino":
+        from importlib.metadata import version
+
+        found["openvino"] = version("openvino")
+    return found
+
+
+def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _free(out: Path) -> int:
+    """Bytes that are free where `out` will be."""
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+# -------------------------------------------------------------------- working
+
+
+class _Counts:
+    """Images done and failed, of `images` and with those of earlier sessions, and of them what was done here."""
+
+    def __init__(self, images: int, emit: Listener, done: int = 0, failed: int = 0) -> None:
+        self.images, self.emit, self.done, self.failed = images, emit, done, failed
+        self.here = self.failed_here = 0
+        self.began = time.perf_counter()
+
+    def add(self, images: int, failed: int, busy: Mapping[str, float], workers: int) -> None:
+        self.done, self.here = self.done + images, self.here + images
+        self.failed, self.failed_here = self.failed + failed, self.failed_here + failed
+        self.emit(Progress(self.here, self.failed_here, time.perf_counter() - self.began, busy, workers))
+
+    def stop_if_too_many(self, rate: float | None) -> None:
+        """Raises `_Stop` for more failures than are allowed."""
+        limit, enough = (MANY_ERRORS, ENOUGH) if rate is None else (rate, min(100, self.images))
+        if self.done >= enough and self.failed > limit * self.done:
+            raise _Stop("stopped", f"{self.failed} of {self.done} images failed, more than --max-error-rate {limit:g} "
+                                   "allows; look at 'ziggurat status', mend the cause, and give the same command")
+
+
+@dataclass(frozen=True)
+class _Session:
+    """One call of `extract` on a planned run: what it is, and what it was told that is not the run's."""
+
+    out: Path
+    emit: Listener
+    began: float
+    rank: int
+    ranks: int
+    on_ray: bool
+    max_error_rate: float | None
+    check: bool
+    engine_options: Mapping[str, Any]
+    options: Mapping[str, Any]  # of UnitRunner
+
+    def work(self, forward: Forward | None, duplicates: int = 0) -> Summary:
+        """Computes the units that are not done (of this rank), and proves the whole when none is missing."""
+        manifest = Manifest.load(self.out)
+        done, todo, rows, failed = 0, [], 0, 0
+        for unit in range(len(manifest.units)):
+            facts = sidecar(self.out, unit)
+            if facts is not None:
+                done, rows, failed = done + 1, rows + facts["rows"], failed + sum(facts["failures"].values())
+            elif unit % self.ranks == self.rank:
+                todo.append(unit)
+        images = sum(stop - start for start, stop in (manifest.units[unit] for unit in todo))
+        self.emit(Planned(
+            manifest.images, len(manifest.units), images,
+            images * bytes_per_image(manifest.shapes, manifest.outputs.dtype), _free(self.out), manifest.model["name"],
+            manifest.backend, forward.reason if forward is not None else "", duplicates,
+        ))
+        if done:
+            self.emit(Resumed(done, rows + failed))
+        # a rank knows of its own images only
+        counts = _Counts(manifest.images, self.emit, rows + failed, failed) if self.ranks == 1 else _Counts(images, self.emit)
+        stopped: _Stop | None = None
+        if todo:
+            _withdraw(self.out)
+            with _ended_by_signals() as ended:
+                if self.on_ray:
+                    reports = run_on_ray(self.out, todo, self.options, **self.engine_options)
+                    stopped = _follow_ray(reports, counts, ended, self.max_error_rate)
+                else:
+                    with UnitRunner(self.out, forward=forward, **self.options) as runner:
+                        stopped = _run_all(runner, runner.run_all, todo, counts, ended, self.max_error_rate)
+        return _finish(self.out, self.began, counts, stopped, self.check, self.ranks)
+
+
+def _run_all(
+    runner: UnitRunner, run: Callable[..., Iterator[Report]], units: Sequence[int], counts: _Counts,
+    ended: threading.Event, max_error_rate: float | None,
+) -> _Stop | None:
+    """Runs units; the reason for which it ended before the last of them, if it did."""
+
+    def after_batch(images: int, failed: int) -> None:
+        counts.add(images, failed, runner.seconds(), runner.decoders.count)
+        counts.stop_if_too_many(max_error_rate)
+        if ended.is_set():
+            raise _Stop("resumable", "it was asked to end; the same command goes on")
+
+    try:
+        for report in run(units, after_batch):
+            counts.emit(Unit(report.unit, report.rows, sum(report.failures.values())))
+    except _Stop as stop:
+        return stop
+    except OSError as error:
+        return _Stop("resumable", _disk_sentence(error))
+    return None
+
+
+def _follow_ray(
+    reports: Iterator[dict[str, Any]], counts: _Counts, ended: threading.Event, max_error_rate: float | None
+) -> _Stop | None:
+    """Takes the reports of Ray's workers; the reason for which it ended before the last of them, if it did."""
+    try:
+        for report in reports:
+            failed = sum(report["failures"].values())
+            counts.emit(Unit(report["unit"], report["rows"], failed))
+            counts.add(report["rows"] + failed, failed, {}, 0)
+            counts.stop_if_too_many(max_error_rate)
+            if ended.is_set():
+                raise _Stop("resumable", "it was asked to end; the same command goes on")
+    except _Stop as stop:
+        return stop
+    except IncompleteRun as error:
+        return _Stop("resumable", str(error))
+    return None
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[threading.Event]:
+    """Set by the first SIGTERM or Ctrl-C, which then end a run between two batches; a second one ends it at once."""
+    ended = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield ended
+        return
+    before: dict[int, Any] = {}
+
+    def end(number: int, frame: Any) -> None:
+        ended.set()
+        signal.signal(number, before[number])
+
+    for wanted in (signal.SIGINT, signal.SIGTERM):
+        before[wanted] = signal.signal(wanted, end)
+    try:
+        yield ended
+    finally:
+        for known, handler in before.items():
+            signal.signal(known, handler)
+
+
+# -------------------------------------------------------------------- proving
+
+
+def _finish(out: Path, began: float, counts: _Counts, stopped: _Stop | None, check: bool, ranks: int = 1) -> Summary:
+    """The end of a run: its proof if nothing is missing, and its summary."""
+    found = status(out)
+    if stopped is not None:
+        found = found._replace(state=stopped.state, reason=stopped.reason)
+    elif found.units_done == found.units and check:
+        try:
+            found = _prove(out, counts.emit)
+        except OSError as error:
+            found = found._replace(reason=_disk_sentence(error))
+    elif ranks > 1 and found.units_done < found.units:
+        found = found._replace(state="waiting", reason="the units of this rank are done; the last rank to end verifies the run")
+    seconds = time.perf_counter() - began
+    found = found._replace(ranks=ranks, seconds=seconds, images_per_second=counts.here / seconds)
+    counts.emit(Finished(found.state, counts.here, found.rows, sum(found.failures.values()), seconds, _causes(out), found.reason))
+    return found
+
+
+def _causes(out: Path) -> tuple[Cause, ...]:
+    """How many images failed of each cause, with the first of each."""
+    found: dict[tuple[str, str], list[Any]] = {}
+    for unit in range(len(Manifest.load(out).units)):
+        if (sidecar(out, unit) or {}).get("failures"):
+            for line in read_failures(failures_path(out, unit)).select(["stage", "cause", "key"]).to_pylist():
+                found.setdefault((line["stage"], line["cause"]), [0, line["key"]])[0] += 1
+    return tuple(Cause(stage, cause, count, key) for (stage, cause), (count, key) in found.items())
+
+
+def _prove(out: Path, emit: Listener) -> Summary:
+    """Checks all units; writes failures.parquet and _SUCCESS, or sets damaged units aside."""
+    manifest, plan = Manifest.load(out), Plan.load(out / ABOUT / "plan.parquet")
+    problems: list[str] = []
+    with ThreadPoolExecutor(min(4, available_cores())) as pool:
+        for unit, problem in enumerate(pool.map(lambda unit: _problem(out, manifest, plan, unit), range(len(manifest.units)))):
+            if problem is not None:
+                sidecar_path(out, unit).unlink(missing_ok=True)
+                problems.append(f"unit {unit}: {problem}")
+    if problems:
+        _withdraw(out)
+        more = f" (and {len(problems) - 1} more units)" if len(problems) > 1 else ""
+        return status(out)._replace(reason=f"{problems[0]}{more}; the same extract command computes what is damaged anew")
+    import pyarrow as pa
+
+    found = status(out)
+    tables = [read_failures(failures_path(out, unit)) for unit in range(len(manifest.units)) if (sidecar(out, unit) or {})["failures"]]
+    write_failures(out / "failures.parquet", pa.concat_tables([failures_table(), *tables]), out / ABOUT / "partial")
+    finalise(out, manifest.outputs)
+    digest = hashlib.sha256()
+    files = size = 0
+    for unit in range(len(manifest.units)):
+        digest.update(sidecar_path(out, unit).read_bytes())
+        written = (sidecar(out, unit) or {})["files"]
+        files, size = files + len(written), size + sum(file["bytes"] for file in written)
+    failed = sum(found.failures.values())
+    emit(Verified(found.rows, failed, files, size))
+    write_json(out / "_SUCCESS", {
+        "images": found.images, "rows": found.rows, "failures": failed, "units": found.units, "files": files, "bytes": size,
+        "sha256": digest.hexdigest(),
+    }, out / ABOUT / "partial")
+    return status(out)
+
+
+def _problem(out: Path, manifest: Manifest, plan: Plan, unit: int) -> str | None:
+    """What is wrong with a committed unit."""
+    facts = sidecar(out, unit)
+    if facts is None:
+        return "it is not done"
+    start, stop = manifest.units[unit]
+    if [facts["unit"], facts["start"], facts["stop"]] != [unit, start, stop]:
+        return "its sidecar is of another unit"
+    for file in facts["files"]:
+        path = out / file["path"]
+        if not path.exists():
+            return f"{file['path']} is missing"
+        if sha256_of(path) != file["sha256"]:
+            return f"{file['path']} is not what was written (its hash differs)"
+    failed = failed_rows(out, unit)
+    rows, keys, values = read_unit(out, manifest.outputs, unit)
+    if len(rows) != facts["rows"] or len(failed) != sum(facts["failures"].values()):
+        return "rows or failures are not as many as its sidecar says"
+    if sorted([*rows.tolist(), *failed]) != list(range(start, stop)):
+        return "an image of the plan has neither a row nor a failure, or has both"
+    planned = plan.keys(start, stop)
+    if list(keys) != [planned[row - start] for row in rows]:
+        return "its keys are not the plan's"
+    if values.keys() != manifest.shapes.keys():
+        return f"it holds {', '.join(values)}, and should hold {', '.join(manifest.shapes)}"
+    for name, value in values.items():
+        if tuple(value.shape) != (len(rows), *manifest.shapes[name]):
+            return f"{name} has the shape {tuple(value.shape)}"
+        if not np.isfinite(value).all():
+            return f"{name} has values that are not finite"
+    return None
+
+
+@contextmanager
+def _writable(out: Path) -> Iterator[None]:
+    """Makes the folder of a run; says so where that cannot be done."""
+    try:
+        (out / ABOUT / "partial").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadArgument(f"out={str(out)!r} cannot be written: {error.strerror}; choose another folder") from error
+    yield
+
+
+def _disk_sentence(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    return f"the disk refused: {error.strerror or error}{where}; make room or mend it, and give the same command"
+
+
+def _silent(event: Event) -> None:
+    """For callers that do not want to hear."""
