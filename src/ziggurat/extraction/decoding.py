@@ -17,6 +17,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import Any
@@ -169,13 +170,14 @@ class Preprocessing:
         return {**fields, "libraries": libraries, "revision": REVISION}
 
 
-def decode(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
+def decode(data: bytes | Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     """The pixels of an image file for a model: uint8 (height, width, channels), contiguous, not normalised.
 
-    The first frame of an animation. Raises DecodeFailure for all bytes that Pillow does not accept, and for no others;
-    with cause 'memory' where there was not enough. Pillow's warnings are not shown, and never make a failure.
+    The first frame of an animation. Also of an image that Pillow has opened. Raises DecodeFailure for all bytes that Pillow
+    does not accept, and for no others; with cause 'memory' where there was not enough. Pillow's warnings are not shown, and
+    never make a failure.
     """
-    if not data:
+    if data == b"":
         raise DecodeFailure("decode", "empty", "the file has zero bytes")
     try:
         with _no_warnings:
@@ -188,11 +190,11 @@ def decode(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
         raise DecodeFailure("decode", "memory", "there is not enough memory to resize it") from None
 
 
-def _decode(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
+def _decode(data: bytes | Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     # Decoders meet damaged files with errors of every kind (OSError, SyntaxError, struct.error, IndexError ...).
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            pixels = _by_simplejpeg(data, image, preprocessing)
+        with nullcontext(data) if isinstance(data, Image.Image) else Image.open(io.BytesIO(data)) as image:
+            pixels = None if isinstance(data, Image.Image) else _by_simplejpeg(data, image, preprocessing)
             if pixels is not None:
                 return pixels
             image.load()
@@ -203,7 +205,7 @@ def _decode(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:
-        raise _failure(error, data) from error
+        raise _failure(error, b"" if isinstance(data, Image.Image) else data) from error
     return _resized_by_torch(converted, preprocessing)
 
 
