@@ -131,8 +131,9 @@ def _replace(path: Path, final: Path) -> None:
         try:
             os.replace(path, final)
             return
-        except OSError:
-            if not (path.is_dir() and final.is_dir()):
+        except OSError as error:
+            is_taken = error.errno in (errno.ENOTEMPTY, errno.EEXIST) or (os.name == "nt" and final.is_dir())
+            if not (path.is_dir() and is_taken):
                 raise
         # a folder takes the place of an empty one at most, so the former one steps aside
         aside = path.with_name(f"{final.stem}-{uuid4().hex}{final.suffix}")
