@@ -1,0 +1,521 @@
+"""Processes that read and decode images: in order, with a bounded lead, and with nothing lost when one of them dies.
+
+    with Decoders(8, Preprocessing.of(model)) as decoders:
+        for found in decoders.map(items):           # pixels uint8 (H, W, C), or the Failure that says what is wrong
+
+An image that hangs its decoder, crashes it or exhausts its memory is tried a second time, alone in a process; it is filed
+only when the same happens again. So a decoder that is killed from outside costs no image, and an image no neighbour.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import queue
+import signal
+import socket
+import struct
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import islice
+from multiprocessing import connection
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile
+
+from .decoding import DecodeFailure, Preprocessing, decode
+from .failures import Failure
+from .sources import Item, ReadFailure, read_bytes
+
+__all__ = ["Decoders"]
+
+CHUNK = 8  # consecutive images for one process, so that it reads on where it was in a tar or a Parquet row group
+BACK_OFF = 0.25  # seconds before a transient error is tried again; doubled each time
+REMOTE_READERS = 8  # images that a process reads at once from addresses such as s3://; from a disk, the next one
+TICK = 0.2  # seconds between looks at how long decoding takes
+PATIENCE = 3.0  # seconds for a process to end by itself
+
+IDLE, READING, DECODING = range(3)
+
+Read = Callable[[Item], bytes]
+Decode = Callable[[bytes, Preprocessing], np.ndarray]
+
+
+class _Job(NamedTuple):
+    """What a process is to do."""
+
+    preprocessing: Preprocessing
+    retries: int
+    read: Read
+    decode: Decode
+    pillow: tuple[int | None, bool]  # Pillow's limits as the program has set them
+
+
+@dataclass(eq=False)
+class _Task:
+    """An image on its way, and the slot of the shared memory where its pixels come to be."""
+
+    item: Item
+    slot: int
+    is_alone: bool = False
+    is_wanted: bool = True
+    is_done: bool = False
+    failure: Failure | None = None
+    read: tuple[int, str] = (-1, "")  # bytes and their hash, known of what is tried alone
+    seen: set[tuple[str, str, str]] = field(default_factory=set)  # what has happened to it once
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A process and what it has in its hands, by slot, in the order in which it was handed."""
+
+    process: Any
+    pipe: connection.Connection
+    hands: dict[int, _Task] = field(default_factory=dict)
+    overdue: _Task | None = None
+
+
+class _Board:
+    """Memory shared with the processes: pixels, and at which stage each slot is and since when.
+
+    Its file is deleted as soon as it is made, so the system frees it when the last process that maps it is gone.
+    """
+
+    def __init__(self, context: Any, slots: int, shape: tuple[int, ...]) -> None:
+        self.shape = slots, *shape
+        self.memory = context.RawArray(ctypes.c_ubyte, int(np.prod(self.shape)))
+        self.stages = context.RawArray(ctypes.c_ubyte, slots)
+        self.began = context.RawArray(ctypes.c_double, slots)  # time.monotonic(), which processes share
+
+    def pixels(self) -> np.ndarray:
+        return np.frombuffer(self.memory, np.uint8).reshape(self.shape)
+
+
+class Decoders:
+    """`count` processes that read items and decode them; 0 does it in this process.
+
+    `timeout` is in seconds, for the decoding of one image (in this process there is none, and no shelter from crashes).
+    Reading that fails for a passing reason is tried `retries` times more. No more than `ahead` items (by default 32 a
+    process) are taken before they are asked for, nor decoded images held. With `read_here` this process reads and sends
+    the bytes, for sources that no other process can see. `read` and `decode` are module-level functions in place of
+    `sources.read_bytes` and `decoding.decode`.
+
+    A script that makes one needs `if __name__ == "__main__":`, as for all processes of Python.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        preprocessing: Preprocessing,
+        *,
+        timeout: float = 60.0,
+        retries: int = 3,
+        ahead: int | None = None,
+        read_here: bool = False,
+        read: Read = read_bytes,
+        decode: Decode = decode,
+    ) -> None:
+        ahead = max(1, 32 * count) if ahead is None else ahead
+        if count < 0 or retries < 0 or ahead < 1 or not timeout > 0:
+            raise ValueError(f"count={count}, retries={retries}, ahead={ahead}, timeout={timeout}: "
+                             "count and retries are 0 or more, ahead 1 or more, timeout above 0 seconds")
+        self.count = count
+        self.timeout = timeout
+        self.read_here = read_here
+        self._job = _Job(preprocessing, retries, read, decode, (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES))
+        self._seconds = {"read": 0.0, "decode": 0.0}
+        self._workers: list[_Worker] = []
+        self._is_mapping = self._is_closed = False
+        if not count:
+            return
+        ahead = max(ahead, count)
+        self._chunk = max(1, min(CHUNK, ahead // (2 * count)))
+        methods = multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        if "forkserver" in methods:  # imported once, and shared by the processes
+            self._context.set_forkserver_preload(["torch", "PIL.Image", __name__])
+        self._board = _Board(self._context, ahead, (*preprocessing.size, preprocessing.channels))
+        self._pixels = self._board.pixels()
+        self._free = list(range(ahead))
+        self._queue: deque[_Task] = deque()
+        self._alone: deque[_Task] = deque()
+        self._fruitless = 0  # deaths in a row that no image was to blame for
+        self._looked = 0.0
+        try:
+            for _ in range(count):
+                self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Decoders:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes; what has not ended after 3 seconds is killed."""
+        self._is_closed = True
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.pipe.close()  # which they take as the end, even while they decode
+        deadline = time.monotonic() + PATIENCE
+        for worker in workers:
+            _end(worker.process, deadline - time.monotonic())
+
+    def seconds(self) -> dict[str, float]:
+        """Busy seconds of 'read' and 'decode', summed over the processes."""
+        return dict(self._seconds)
+
+    def map(self, items: Iterable[Item]) -> Iterator[np.ndarray | Failure]:
+        """The pixels (uint8, height width channels) of each item, or its failure, in order; one `map` at a time.
+
+        Items are taken as they are needed, at most `ahead` early. Raises RuntimeError where processes die time and again
+        with no image to blame, and with the traceback where reading or decoding raises what it should not.
+        """
+        if self._is_mapping or self._is_closed:
+            raise RuntimeError("these decoders are closed" if self._is_closed else "a map of these decoders is under way")
+        self._is_mapping = True
+        try:
+            yield from self._map(iter(items)) if self.count else map(self._here, items)
+        finally:
+            self._is_mapping = False
+
+    # ---------------------------------------------------------------- this process
+
+    def _here(self, item: Item) -> np.ndarray | Failure:
+        data = self._fetched(item)
+        if isinstance(data, Failure):
+            return data
+        began = time.perf_counter()
+        found = _decoded(data, self._job)
+        self._seconds["decode"] += time.perf_counter() - began
+        return found
+
+    def _fetched(self, item: Item) -> bytes | Failure:
+        began = time.perf_counter()
+        data = _fetched(item, self._job)
+        self._seconds["read"] += time.perf_counter() - began
+        return data
+
+    # ---------------------------------------------------------------- the order
+
+    def _map(self, items: Iterator[Item]) -> Iterator[np.ndarray | Failure]:
+        window: deque[_Task] = deque()  # taken and not yet given out
+        has_more = True
+        try:
+            while True:
+                while has_more and len(self._free) >= self._chunk:
+                    taken = [_Task(item, self._free.pop()) for item in islice(items, self._chunk)]
+                    has_more = len(taken) == self._chunk
+                    window.extend(taken)
+                    self._queue.extend(taken)
+                    self._hand_out()
+                if not window and not has_more:
+                    return
+                if window and window[0].is_done:
+                    task = window.popleft()
+                    found = task.failure or self._pixels[task.slot].copy()
+                    self._free.append(task.slot)
+                    yield found
+                else:
+                    self._attend()
+                    self._hand_out()
+        finally:
+            self._queue.clear()
+            self._alone.clear()
+            in_hands = {task for worker in self._workers for task in worker.hands.values()}
+            for task in window:
+                task.is_wanted = False
+                if task not in in_hands:  # its slot is free when its process has done with it
+                    self._free.append(task.slot)
+
+    def _hand_out(self) -> None:
+        """Gives waiting tasks to the processes that have least; one that is to be alone gets a process that has nothing."""
+        by_load = sorted((w for w in self._workers if not any(task.is_alone for task in w.hands.values())),
+                         key=lambda worker: len(worker.hands))
+        emptied, others = by_load[: len(self._alone)], by_load[len(self._alone) :]
+        for worker in emptied:
+            if not worker.hands:
+                task = self._alone.popleft()
+                task.is_alone = True
+                self._give(worker, [task])
+        # where bytes are sent, few of them wait in the processes
+        most = 2 * self._chunk if self.read_here else len(self._pixels)
+        while self._queue and others:
+            worker = min(others, key=lambda worker: len(worker.hands))
+            if len(worker.hands) >= most:
+                break
+            self._give(worker, [self._queue.popleft() for _ in range(min(self._chunk, len(self._queue)))])
+            if worker not in self._workers:  # it was found dead
+                others.remove(worker)
+
+    def _give(self, worker: _Worker, tasks: list[_Task]) -> None:
+        handed: list[tuple[int, Item | bytes, bool]] = []
+        for task in tasks:
+            source: Item | bytes | Failure = self._fetched(task.item) if self.read_here else task.item
+            if isinstance(source, Failure):
+                task.failure, task.is_done = source, True
+                continue
+            worker.hands[task.slot] = task
+            handed.append((task.slot, source, task.is_alone))
+        try:
+            worker.pipe.send(handed)
+        except OSError:  # it died, or takes nothing any more
+            _kill(worker.process)
+            self._bury(worker)
+
+    # ---------------------------------------------------------------- the processes
+
+    def _start(self) -> None:
+        ours, theirs = self._context.Pipe()
+        _limit_sending(ours, self.timeout)
+        process = self._context.Process(target=_work, args=(theirs, self._board, self._job), name="ziggurat-decoder", daemon=True)
+        with _interrupts_kept_off():
+            process.start()
+        theirs.close()
+        self._workers.append(_Worker(process, ours))
+
+    def _attend(self) -> None:
+        """Takes in what the processes report, for up to a tick."""
+        pipes = {worker.pipe: worker for worker in self._workers}
+        for pipe in connection.wait(list(pipes), TICK):
+            worker = pipes[pipe]  # type: ignore[index]
+            try:
+                kind, slot, *report = worker.pipe.recv()
+            except (EOFError, OSError):
+                self._bury(worker)
+                continue
+            if kind == "error":
+                raise RuntimeError(f"a decoding process met an error that no image explains, at {worker.hands[slot].item.key!r}:\n{report[0]}")
+            if kind == "read":
+                worker.hands[slot].read = report[0], report[1]
+            else:
+                self._fruitless = 0
+                self._seconds["read"] += report[1]
+                self._seconds["decode"] += report[2]
+                self._settle(worker.hands.pop(slot), report[0])
+        if time.monotonic() - self._looked > TICK:
+            self._end_overdue()
+
+    def _end_overdue(self) -> None:
+        self._looked = time.monotonic()
+        for worker in self._workers:
+            for slot, task in worker.hands.items():
+                began = self._board.began[slot]
+                if self._board.stages[slot] == DECODING and self._looked - began > self.timeout and worker.overdue is None:
+                    worker.overdue = task
+                    _kill(worker.process)  # its pipe ends then
+
+    def _bury(self, worker: _Worker) -> None:
+        """Finds out which image a dead process died of, gives the others back, and starts another process."""
+        self._workers.remove(worker)
+        worker.pipe.close()
+        code = _end(worker.process, PATIENCE)
+        stages = {slot: self._board.stages[slot] for slot in worker.hands}
+        for slot in worker.hands:
+            self._board.stages[slot] = IDLE
+        if worker.overdue is not None:
+            blamed = [task for task in worker.hands.values() if task is worker.overdue]
+            cause, message = "timeout", f"decoding it took longer than {self.timeout:g} s, twice"
+        else:
+            blamed = [task for slot, task in worker.hands.items() if stages[slot] != IDLE]
+            cause, message = "signal", f"its process {_death(code)}, twice"
+            self._fruitless = 0 if blamed else self._fruitless + 1
+        innocent = [task for task in worker.hands.values() if task not in blamed]
+        for task in innocent:
+            if not task.is_wanted:
+                self._free.append(task.slot)
+            elif task.is_alone:
+                self._alone.append(task)
+        self._queue.extendleft(reversed([task for task in innocent if task.is_wanted and not task.is_alone]))
+        for task in blamed:
+            stage = "read" if stages[task.slot] == READING else "decode"
+            self._settle(task, Failure(stage, cause, message, *task.read))
+        if self._fruitless > self.count + 3:
+            raise RuntimeError(
+                f"decoding processes die again and again with no image in their hands; the last {_death(code)}. "
+                'If this is a script, what it does must stand under `if __name__ == "__main__":`'
+            )
+        self._start()
+
+    def _settle(self, task: _Task, failure: Failure | None) -> None:
+        """Ends a task, unless what happened may not be its own doing: then it is tried once more, alone."""
+        if not task.is_wanted:
+            self._free.append(task.slot)
+            return
+        if failure is not None and failure.cause in ("timeout", "signal", "memory") and failure[:3] not in task.seen:
+            task.seen.add(failure[:3])
+            task.is_alone = False
+            self._alone.append(task)
+            return
+        task.failure, task.is_done = failure, True
+
+
+# ---------------------------------------------------------------- one image
+
+
+def _fetched(item: Item, job: _Job) -> bytes | Failure:
+    """The bytes of an item; what may pass is tried again, after a while that doubles."""
+    attempt = 0
+    while True:
+        try:
+            return job.read(item)
+        except MemoryError:
+            return Failure("read", "memory", "there is not enough memory to read it")
+        except ReadFailure as error:
+            if not error.transient:
+                return Failure("read", error.cause, error.message)
+            if attempt == job.retries:
+                return Failure("read", "unavailable", error.message)
+        time.sleep(BACK_OFF * 2**attempt)
+        attempt += 1
+
+
+def _decoded(data: bytes, job: _Job) -> np.ndarray | Failure:
+    try:
+        return job.decode(data, job.preprocessing)
+    except DecodeFailure as error:
+        stage, cause, message = error.stage, error.cause, error.message
+    except MemoryError:
+        stage, cause, message = "decode", "memory", "there is not enough memory to decode it"
+    return Failure(stage, cause, message, len(data), sha256(data).hexdigest())
+
+
+# ---------------------------------------------------------------- in a process
+
+
+def _work(pipe: connection.Connection, board: _Board, job: _Job) -> None:
+    """What a process does until its pipe ends; then it is gone at once, whatever it was at."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    torch.set_num_threads(1)
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = job.pillow
+    tasks: queue.SimpleQueue[tuple[int, Item | bytes, bool]] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(pipe, tasks), daemon=True).start()
+    at = [-1]
+    try:
+        _serve(pipe, tasks, board, job, at)
+    except BrokenPipeError:
+        os._exit(0)
+    except BaseException:
+        with suppress(OSError):
+            pipe.send(("error", at[0], traceback.format_exc()))
+        os._exit(1)
+
+
+def _receive(pipe: connection.Connection, tasks: queue.SimpleQueue[tuple[int, Item | bytes, bool]]) -> None:
+    try:
+        while True:
+            for task in pipe.recv():
+                tasks.put(task)
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _serve(
+    pipe: connection.Connection, tasks: queue.SimpleQueue[tuple[int, Item | bytes, bool]], board: _Board, job: _Job,
+    at: list[int],
+) -> None:
+    slots, stages, began = board.pixels(), board.stages, board.began
+
+    def read(slot: int, item: Item) -> tuple[bytes | Failure, float]:
+        stages[slot] = READING
+        start = time.perf_counter()
+        data = _fetched(item, job)
+        stages[slot] = IDLE
+        return data, time.perf_counter() - start
+
+    near, far = ThreadPoolExecutor(1), ThreadPoolExecutor(REMOTE_READERS)
+    begun: deque[tuple[int, bool, Future[tuple[bytes | Failure, float]]]] = deque()
+    depth = 2
+    while True:
+        while len(begun) < depth:
+            try:
+                slot, source, is_alone = tasks.get(block=not begun)
+            except queue.Empty:
+                break
+            if isinstance(source, bytes):
+                future: Future[tuple[bytes | Failure, float]] = Future()
+                future.set_result((source, 0.0))
+            else:
+                is_far = "://" in source.container and not source.member  # what is in one file is read in its order
+                depth = 1 + REMOTE_READERS if is_far else 2
+                future = (far if is_far else near).submit(read, slot, source)
+            begun.append((slot, is_alone, future))
+        slot, is_alone, future = begun.popleft()
+        at[0] = slot
+        data, reading = future.result()
+        if isinstance(data, Failure):
+            pipe.send(("done", slot, data, reading, 0.0))
+            continue
+        if is_alone:  # if this process dies of it, this is known of it
+            pipe.send(("read", slot, len(data), sha256(data).hexdigest()))
+        start = time.perf_counter()
+        began[slot] = time.monotonic()
+        stages[slot] = DECODING
+        found = _decoded(data, job)
+        if isinstance(found, np.ndarray):
+            assert found.shape == slots.shape[1:] and found.dtype == np.uint8
+            slots[slot] = found
+        stages[slot] = IDLE
+        pipe.send(("done", slot, None if isinstance(found, np.ndarray) else found, reading, time.perf_counter() - start))
+
+
+# ---------------------------------------------------------------- processes
+
+
+def _kill(process: Any) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL) if os.name == "posix" else process.kill()
+
+
+def _end(process: Any, patience: float) -> int | None:
+    """Waits for a process's end and then kills it; its exit code, None if not even that has ended it."""
+    process.join(max(0.0, patience))
+    if process.exitcode is None:
+        process.kill()
+        process.join(PATIENCE)
+    code: int | None = process.exitcode
+    if code is not None:
+        process.close()
+    return code
+
+
+def _death(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"ended with exit code {code}"
+    known = {number.value: number.name for number in signal.Signals}
+    return f"died of {known.get(-code, f'signal {-code}')}"
+
+
+def _limit_sending(pipe: connection.Connection, seconds: float) -> None:
+    """Makes sending raise OSError where the other side, stopped or hung, takes nothing for so long."""
+    if os.name == "posix":
+        with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+            end.setblocking(True)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds) + 1, 0))
+
+
+@contextmanager
+def _interrupts_kept_off() -> Iterator[None]:
+    """Ctrl-C does not reach the processes started here, from their first moment: a blocked signal is inherited."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
