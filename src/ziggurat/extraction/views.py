@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,8 +27,8 @@ class Views(nn.Module):
     deviation of `preprocessing` in units of 255, is part of it: one multiplication and addition a value.
 
     A tap is what a submodule puts out, as one vector an image: a map is averaged over its pixels, tokens over the patches
-    without the prefix tokens, a vector stays as it is. Maps lie as `model.layout` says, but for those of convolutions,
-    which are NCHW always.
+    without the prefix tokens, a vector stays as it is. Which axes of a map are its pixels follows from `model.layout`;
+    those of a convolution are the last two always.
 
     The network is taken over: it is put into evaluation mode, and hooks stay on the submodules tapped. Nothing is run
     that no output needs. Raises `BadArgument` for an output that this network does not have, naming the nearest.
@@ -57,11 +57,8 @@ class Views(nn.Module):
         self._scores_apart = self._is_second_head = False
         self._check_strides()
         self._caught: dict[str, Any] = {}
-        self._is_nhwc: dict[str, bool] = {}
         for tap in self.taps:
-            module = self._module(tap)
-            module.register_forward_hook(self._catch(tap))
-            self._is_nhwc[tap] = model.layout == "NHWC" and not isinstance(module, nn.Conv2d)
+            self._module(tap).register_forward_hook(self._catch(tap))
         if self.taps:
             self._reach_taps()
         with torch.no_grad():
@@ -163,17 +160,23 @@ class Views(nn.Module):
             raise BadArgument(f"taps: the module {tap!r} makes {list(output.shape)} of {batch} images; give one that puts out "
                               "a map, tokens or a vector for each")
         if output.ndim == 4:
-            return output.mean(dim=(1, 2) if self._is_nhwc[tap] else (2, 3))
+            return output.mean(dim=(1, 2) if self._ends_with_channels(tap, output) else (2, 3))
         if output.ndim == 3:
             height, width = self.model.token_grid(*self.image_shape[:2])
             prefix, count = self.model.num_prefix_tokens, output.shape[1]
             return output[:, 0 if count <= prefix or count == height * width else prefix :].mean(dim=1)
         return output
 
+    def _ends_with_channels(self, tap: str, output: Tensor) -> bool:
+        """Whether a map is NHWC: what lies between the convolutions of such a network, and a grid of patches."""
+        if isinstance(self.model.get_submodule(tap), nn.Conv2d) or self.model.layout == "NCHW":
+            return False
+        return self.model.layout == "NHWC" or tuple(output.shape[1:3]) == tuple(self.model.token_grid(*self.image_shape[:2]))
+
     def _check_strides(self) -> None:
         """Raises `UnsupportedStride` for a stride that this network lacks, naming the nearest."""
         neck = self.model.pyramid_neck
-        there: Sequence[int] = sorted({level["reduction"] for level in self.model.feature_info} if neck is None else neck.strides)
+        there = sorted({level["reduction"] for level in self.model.feature_info} if neck is None else neck.strides)
         for stride in self.strides:
             if stride not in there:
                 close = min(there, key=lambda one: max(one, stride) / min(one, stride))
