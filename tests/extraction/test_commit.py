@@ -43,9 +43,14 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt(), ValueError("no")])
 def test_what_fails_leaves_nothing_and_is_raised_as_it_is(make, error: BaseException, tmp_path: Path) -> None:
     final, partial = tmp_path / "x", tmp_path / "partial"
-    with pytest.raises(type(error)) as raised, committed(final, partial) as path:
-        make(path, "half")
-        raise error
+
+    def fail() -> None:
+        with committed(final, partial) as path:
+            make(path, "half")
+            raise error
+
+    with pytest.raises(type(error)) as raised:
+        fail()
     assert raised.value is error
     assert not final.exists() and not any(partial.iterdir())
 

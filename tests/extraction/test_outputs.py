@@ -22,7 +22,7 @@ def test_nothing_asked_is_the_embedding_and_something_asked_is_that_alone() -> N
 
 def test_the_order_in_which_strides_are_named_makes_no_other_run() -> None:
     assert EVERY.strides == (8, 16)
-    assert EVERY == Outputs.make(True, [8, 16], True, True, ["blocks.7", "norm"], "f32", "zarr,npy")
+    assert Outputs.make(True, [8, 16], True, True, ["blocks.7", "norm"], "f32", "zarr,npy") == EVERY
 
 
 @pytest.mark.parametrize(("format", "vectors", "maps"), [

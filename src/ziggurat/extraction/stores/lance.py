@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,8 +39,10 @@ def write(
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
     table = index.append_column(pa.field(name, vectors.type, nullable=False), vectors).replace_schema_metadata(about)
     final = _path(stem)
-    with (committed(final, partial) as path, _plain_errors(),
-          LanceFileWriter(str(path), table.schema, version=VERSION) as writer):
+    partial.mkdir(parents=True, exist_ok=True)
+    # in a folder of its own, as Lance leaves an unfinished file under another name when the disk is full
+    with (TemporaryDirectory(dir=partial, prefix=f"{stem.name}-") as folder, committed(final, Path(folder)) as path,
+          _plain_errors(), LanceFileWriter(str(path), table.schema, version=VERSION) as writer):
         writer.write_batch(table)
     return [final]
 

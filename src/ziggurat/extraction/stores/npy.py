@@ -22,7 +22,9 @@ def write(
     (array,) = values.values()
     final = stem.with_suffix(".npy")
     with committed(final, partial) as path, path.open("wb") as stream:
-        np.save(stream, array, allow_pickle=False)
+        # not np.save, whose error for a full disk does not say that it is one
+        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+        stream.write(array.data)
     return [final, write_index(stem, partial, index)]
 
 
