@@ -13,7 +13,22 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import ZigguratError
-from . import classify, convert, download, embed, extract, features, info, list, retry, search, show, status, verify
+from . import (
+    classify,
+    convert,
+    download,
+    duplicates,
+    embed,
+    extract,
+    features,
+    info,
+    list,
+    retry,
+    search,
+    show,
+    status,
+    verify,
+)
 
 __all__ = ["app", "main"]
 
@@ -48,7 +63,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (list, search, info, classify, embed, features, show, extract, status, retry, verify, download, convert):
+for command in (list, search, info, classify, embed, features, show, extract, status, retry, verify, duplicates, download, convert):
     app.command(command.__name__.rpartition(".")[2])(command.run)
 
 

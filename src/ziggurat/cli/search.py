@@ -1,23 +1,53 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import BadArgument
-from .common import AsJson, print_json, strides_of, table
+from .common import AsJson, chosen_device, errors_end_with, print_json, strides_of, table
 
 SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
+ON_SHEET = 20  # queries that a contact sheet shows
+OF_IMAGES = {"k", "sheet", "no_sheet", "index", "device"}  # what belongs to the search for images, and not to that for facts
+OF_BOTH = {"patterns", "as_json"}
 
 Many = list[str] | None
 Amount = str | None
 Size = int | None
 
 
+class Index(str, Enum):
+    """How images are compared."""
+
+    auto = "auto"
+    exact = "exact"
+    faiss = "faiss"
+
+
+IMAGES = "Images like an image (DEST QUERY...)"
+
+
 def run(
+    context: typer.Context,
     patterns: Annotated[Many, typer.Argument(
-        metavar="[PATTERNS]", help="Glob patterns, quoted ('*resnet*'): names that match any of them. All names without one.")] = None,
+        metavar="[DEST QUERY...] | [PATTERNS]",
+        help="The folder of a run ('ziggurat extract --out DEST') and what to look for in it: images, folders, quoted globs, or "
+             "keys of the run. Or glob patterns, quoted ('*resnet*'), of architectures; all without one.")] = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, metavar="N", help="Images to find for each query.", rich_help_panel=IMAGES)] = 10,
+    sheet: Annotated[Path, typer.Option(
+        "--sheet", metavar="FILE", help="The contact sheet, a picture of queries and what was found.",
+        rich_help_panel=IMAGES)] = Path("search.png"),
+    no_sheet: Annotated[bool, typer.Option("--no-sheet", help="Draw none.", rich_help_panel=IMAGES)] = False,
+    index: Annotated[Index, typer.Option(
+        help="exact: with every image of the run; faiss: with an index, for very many queries; auto: says which.",
+        rich_help_panel=IMAGES)] = Index.auto,
+    device: Annotated[str, typer.Option(
+        metavar="NAME", help="Where to embed the queries: cpu, cuda; auto takes a GPU if there is one.", rich_help_panel=IMAGES)] = "auto",
     exclude: Annotated[Many, typer.Option("--exclude", metavar="PATTERN", help="Leave out names that match; may be repeated.")] = None,
     module: Annotated[Many, typer.Option(
         "--module", metavar="NAME", help="Only architectures of this model file (resnet, regnet, ...); may be repeated.")] = None,
@@ -47,10 +77,19 @@ def run(
         "--sort", metavar="KEY", help="name, params, macs, activations, embedding or input_size, smallest first; -params: largest first.")] = "name",
     as_json: AsJson = False,
 ) -> None:
-    """Choose architectures by what is known of them: size, cost, strides, and the licence and data of their weights.
+    """Find images of a run that are like an image; or choose architectures by size, cost, strides and licence.
 
     \b
-    Examples:
+    Images, in the features that 'ziggurat extract' wrote:
+      ziggurat search photos.features cat.jpg --k 10
+      ziggurat search photos.features cat.jpg 'more/*.png' --sheet found.png
+
+    The images whose embeddings have the greatest cosine to the query's, as a table and as a contact sheet. A query is
+    embedded as the run's images were; one that is a key of the run needs no model. With --json: a list of {query,
+    neighbours: [{key, row, similarity}]}. Exit status: 0; 1 an error.
+
+    \b
+    Architectures, by what is known of them:
       ziggurat search --stride 4 --max-params 30M --license apache-2.0
       ziggurat search 'vit_*' --output-stride 8 --max-macs 50G --sort macs
       ziggurat search --dataset lvd-142m --sort=-params --json
@@ -61,9 +100,28 @@ def run(
 
     Exit status: 0; 1 if nothing fits; 2 for a licence, data set, module, stride or order that does not exist.
     """
-    from ..query import search
-    from ..registry import model_info
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    asked = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+    dest = Path(patterns[0]) if patterns else None
+    if dest is not None and (dest / "_ziggurat" / "manifest.json").is_file():
+        assert patterns
+        with errors_end_with(1):
+            if others := asked - OF_IMAGES - OF_BOTH:
+                raise BadArgument(f"{options_of(others)}: for choosing architectures, but {str(dest)!r} is a run, whose images are "
+                                  "searched; leave out the one or the other")
+            search_run(dest, patterns[1:], k, None if no_sheet else sheet, index.value, device, as_json)
+        return
 
+    from ..query import search
+    from ..registry import list_models, model_info
+
+    if dest is not None and dest.is_dir() and (asked & OF_IMAGES or not list_models(str(dest))):
+        typer.echo(f"ziggurat: {str(dest)!r} is a folder, but not of a run (it has no _ziggurat/manifest.json): give the folder "
+                   "that was the --out of 'ziggurat extract'", err=True)
+        raise typer.Exit(1)
+    if asked & OF_IMAGES:
+        raise BadArgument(f"{options_of(asked & OF_IMAGES)}: for searching the images of a run; give its folder first, as in "
+                          "'ziggurat search DEST cat.jpg'")
     names = search(
         patterns or "",
         exclude_filters=exclude or "",
@@ -96,6 +154,44 @@ def run(
     if not names:
         typer.echo("nothing fits all of that; leave out a condition", err=True)
         raise typer.Exit(1)
+
+
+def search_run(
+    dest: Path, queries: list[str], k: int, sheet: Path | None, index: str, device: str, as_json: bool
+) -> None:
+    """The search for images: the table or the JSON of what was found, and the contact sheet."""
+    if not queries:
+        raise BadArgument(f"{str(dest)!r} is a run; give one or more images to look for in it, as in 'ziggurat search {dest} cat.jpg'")
+    from PIL import Image
+
+    from ..extraction import contact_sheet, search_images
+    from ..extraction.neighbours import FAISS_QUERIES, chosen_index
+    from ..extraction.opening import open
+
+    Image.init()
+    if sheet is not None and Image.EXTENSION.get(sheet.suffix.lower()) not in Image.SAVE:
+        raise BadArgument(f"--sheet {sheet}: Pillow writes no {sheet.suffix or 'file without an ending'}; give .png or .jpg")
+    run = open(dest)
+    found = search_images(run, queries, k, index=index, device=chosen_device(device))
+    if as_json:
+        print_json([{"query": each.query, "neighbours": [near._asdict() for near in each.neighbours]} for each in found])
+    else:
+        lines = [[each.query, near.key, number, f"{near.similarity:.4f}"]
+                 for each in found for number, near in enumerate(each.neighbours, 1)]
+        typer.echo(table(["query", "image", "rank", "similarity"], lines, left=2))
+    way = chosen_index(index, len(found))
+    why = "as asked" if index != "auto" else f"an index of FAISS pays from {FAISS_QUERIES:,} queries at once"
+    typer.echo(f"{way}: {len(found):,} {'query' if len(found) == 1 else 'queries'} over {len(run):,} embeddings ({why})", err=True)
+    if sheet is not None:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(run, found[:ON_SHEET]).save(sheet)
+        more = f", the first {ON_SHEET} queries" if len(found) > ON_SHEET else ""
+        typer.echo(f"{sheet}: the contact sheet{more}", err=True)
+
+
+def options_of(names: Iterable[str]) -> str:
+    """Parameters as they are written on the command line."""
+    return ", ".join(sorted(f"--{name.replace('_', '-')}" for name in names))
 
 
 def row(name: str, info: Any, output_stride: int | None, of_weights: bool) -> Iterable[object]:

@@ -19,6 +19,8 @@ _HOMES = {
     "manifest": "Manifest",
     "unit": "Report UnitRunner",
     "failures": "CAUSES Failure STAGES",
+    "neighbours": "Duplicates Found Neighbour Pair find_duplicates search_images",
+    "sheet": "contact_sheet",
     "picture": "draw_pyramid heat_rgb pca_rgb pyramid_picture",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
