@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ziggurat.extraction.commit import write_json
 from ziggurat.extraction.failures import failures_table, write_failures
 from ziggurat.extraction.manifest import ABOUT, Manifest
 from ziggurat.extraction.outputs import DTYPES, Outputs
+from ziggurat.extraction.plan import Plan
+from ziggurat.extraction.sources import Item
 from ziggurat.extraction.stores import finalise, write_unit
 
 SHAPES = {
@@ -38,10 +38,10 @@ def finished_run(
     """Writes a run, and returns the numbers [images ...] of all outputs; rows `failed` are in its failures instead.
 
     The last `extension` images were added later (a second segment of the plan). With `done`, only these units are
-    committed, and the run is incomplete. Keys are 'images/000.jpg', ... unless given.
+    committed, and the run is incomplete. Keys, in their order, are 'images/000.jpg', ... unless given.
     """
-    shapes = {name: shape for name, shape in shapes.items()
-              if any(name == folder or name.startswith(f"{folder}/") for folder in outputs.directories())}
+    kept = (*outputs.directories(), *(f"pyramid/stride_{stride}" for stride in outputs.strides))
+    shapes = {name: shape for name, shape in shapes.items() if name in kept or (outputs.tokens and name.startswith("tokens/"))}
     segments = tuple(range_ for range_ in ((0, images - extension), (images - extension, images)) if range_[0] < range_[1])
     manifest = Manifest(
         model={"name": "tiny", "weights_sha256": "00"}, outputs=outputs, shapes=shapes, preprocessing={"id": "abc"},
@@ -49,14 +49,10 @@ def finished_run(
         segments=segments,
     )
     keys = keys or [f"images/{row:03d}.jpg" for row in range(images)]
-    plan = pa.table({
-        "row": pa.array(range(images), pa.int64()), "key": pa.array(keys, pa.string()),
-        "container": pa.array([f"/data/{key}" for key in keys], pa.string()), "member": pa.array([""] * images, pa.string()),
-        "offset": pa.array([-1] * images, pa.int64()), "size": pa.array([100] * images, pa.int64()),
-        "stamp": pa.array([""] * images, pa.string()),
-    })
+    items = [Item(key, f"/data/{key}", "", -1, 100, "1") for key in keys]
     (dest / ABOUT).mkdir(parents=True)
-    pq.write_table(plan, dest / ABOUT / "plan.parquet")
+    plan = Plan.make(items[: images - extension]).extended(items[images - extension :])
+    plan.save(dest / ABOUT / "plan.parquet")
     manifest.save(dest)
 
     random = np.random.default_rng(0)
