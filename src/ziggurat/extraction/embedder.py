@@ -152,5 +152,5 @@ def _pixels(image: Any, preprocessing: Preprocessing) -> np.ndarray | str:
             return decode(image, preprocessing)
     except (DecodeFailure, ReadFailure) as failure:
         return failure.cause
-    kind = f"array {image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-    raise BadArgument(f"an image is a {kind}; give bytes, a path, a PIL image or an array (uint8, H W C or H W)")
+    kind = f"an array {image.dtype} {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
+    raise BadArgument(f"cannot take {kind} for an image; give bytes, a path, a PIL image or an array (uint8, H W C or H W)")
