@@ -319,21 +319,21 @@ class TestParquet:
         assert {item.member for item in items} == {"photo:0", "photo:1"}
         assert [read_bytes(item) for item in items] == pictures
 
-    def test_rows_are_read_by_the_row_group(self, tmp_path, monkeypatch):
-        values = [f"image {i}".encode() for i in range(25)]
+    def test_rows_are_read_forward_and_once(self, tmp_path, monkeypatch):
+        values = [f"image {i}".encode() for i in range(45)]
         path = tmp_path / "a.parquet"
-        pq.write_table(pa.table({"label": range(25), "image": image_struct(values)}), path, row_group_size=10)
+        pq.write_table(pa.table({"label": range(45), "image": image_struct(values)}), path, row_group_size=20)
         items = list_inputs(path).items
-        reads = []
-        read_row_group = pq.ParquetFile.read_row_group
+        begun, iter_batches = [], pq.ParquetFile.iter_batches
 
-        def counted(self, group, **arguments):
-            reads.append((group, arguments["columns"]))
-            return read_row_group(self, group, **arguments)
+        def counted(self, *arguments, **keywords):
+            begun.append((keywords["row_groups"], keywords["columns"]))
+            return iter_batches(self, *arguments, **keywords)
 
-        monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+        monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
         assert [read_bytes(item) for item in items] == values
-        assert reads == [(0, ["image"]), (1, ["image"]), (2, ["image"])]
+        assert begun == [([0], ["image"]), ([1], ["image"]), ([2], ["image"])]
+        assert [read_bytes(items[row]) for row in (44, 3, 39, 0, 19, 20)] == [values[row] for row in (44, 3, 39, 0, 19, 20)]
 
     def test_listing_reads_no_image(self, tmp_path, monkeypatch):
         pq.write_table(pa.table({"image": image_struct([b"x" * 100_000] * 20)}), tmp_path / "a.parquet",
@@ -673,8 +673,53 @@ class TestS3:
     def test_in_another_process(self, url):
         items = list_inputs([f"{url}/shots", f"{url}/rows", f"{url}/tars/s-0.tar"]).items
         here = [read_bytes(item) for item in items]
-        with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # a fork server may be older than the environment
             assert pool.map(read_bytes, items) == here
+
+    def test_an_image_costs_one_request(self, url, monkeypatch):
+        import s3fs
+
+        items = [*list_inputs(f"{url}/shots").items, *list_inputs(f"{url}/tars/s-0.tar").items]
+        calls, call = [], s3fs.S3FileSystem._call_s3
+
+        async def counted(self, method, *arguments, **keywords):
+            calls.append(method)
+            return await call(self, method, *arguments, **keywords)
+
+        monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+        for item in items:
+            read_bytes(item)
+        assert calls == ["get_object"] * len(items)
+
+    def test_a_server_that_is_gone(self, url, monkeypatch):
+        import s3fs.core
+
+        async def at_once(seconds):
+            pass
+
+        item = list_inputs(f"{url}/shots").items[0]
+        monkeypatch.setattr(s3fs.core.asyncio, "sleep", at_once)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(ReadFailure) as caught:
+            read_bytes(item)
+        assert (caught.value.cause, caught.value.transient) == ("unavailable", True)
+        with pytest.raises(BadArgument, match="cannot be listed: reading failed"):
+            list_inputs(f"{url}/shots")
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    def test_without_credentials(self, url, monkeypatch):
+        import s3fs
+
+        item = list_inputs(f"{url}/shots").items[0]
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(ReadFailure) as caught:
+            read_bytes(item)
+        assert (caught.value.cause, caught.value.transient) == ("denied", False)
+        s3fs.S3FileSystem.clear_instance_cache()
 
     def test_a_bucket_that_is_not_there(self, url):
         with pytest.raises(BadArgument, match="there is nothing at this address"):

@@ -287,10 +287,12 @@ _DISK, _REMOTE = Disk(), Remote()
 
 def _system(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL and the path in it. fsspec keeps the instances, and makes new ones after a fork."""
-    _check_protocol(url.partition(":")[0])
+    protocol = url.partition(":")[0]
+    _check_protocol(protocol)
     from fsspec.core import url_to_fs
 
-    return url_to_fs(url)
+    # s3fs would ask for the size of every image first, to read it in several pieces at a time
+    return url_to_fs(url, **({"max_concurrency": 1} if protocol in ("s3", "s3a") else {}))
 
 
 @lru_cache(maxsize=64)

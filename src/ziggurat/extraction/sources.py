@@ -339,6 +339,7 @@ def _in_tar(place: Place, file: File) -> Iterator[Item]:
             yield Item(f"{key}/{LOST}", container, LOST, end, -1, file.stamp)
 
 
+ROWS = 16  # of a Parquet file that are read together
 LOST = "(what follows the break)"  # the member that stands for all that a damaged tar does not give
 
 
@@ -353,11 +354,11 @@ class _Parquet:
             raise MissingExtra("Parquet needs pyarrow, which is not installed: pip install 'ziggurat[extract]'") from error
         self.stream = place.open(address)  # not by its path, which may be no UTF-8
         try:
-            self.file = pq.ParquetFile(self.stream)
+            self.file = pq.ParquetFile(self.stream, buffer_size=1 << 20)  # in pieces, not a column of a row group at once
         except pa.ArrowInvalid as error:
             raise BadArgument(f"{address!r} cannot be read as Parquet ({error}); if it was cut off, copy it again") from error
         groups = range(self.file.metadata.num_row_groups)
-        self.ends = list(accumulate(self.file.metadata.row_group(group).num_rows for group in groups))
+        self.starts = list(accumulate((self.file.metadata.row_group(group).num_rows for group in groups), initial=0))
 
     def __del__(self) -> None:
         if hasattr(self, "stream"):
@@ -411,7 +412,7 @@ def _image_column(schema: pa.Schema, asked: str | None, address: str) -> tuple[s
 def read_bytes(item: Item) -> bytes:
     """The bytes of an image as they are stored. Raises ReadFailure, whose `transient` says that another try may succeed.
 
-    Can be called in any process: what it keeps open (8 tars, the image column of 2 Parquet row groups) it opened there.
+    Can be called in any process: what it keeps open (8 tars, a few rows of 2 Parquet row groups) it opened there.
     """
     try:
         place, address = place_of(actual(item.container))
@@ -445,11 +446,30 @@ def _kept_parquet(container: str, stamp: str) -> _Parquet:
     return _Parquet(*place_of(actual(container)))
 
 
+class _RowGroup:
+    """The images of a row group, read forward a few rows at a time: a whole one may be gigabytes."""
+
+    def __init__(self, parquet: _Parquet, column: str, group: int) -> None:
+        self.parquet, self.column, self.group = parquet, column, group
+        self._begin()
+
+    def _begin(self) -> None:
+        self.first = 0
+        self.rows: Any = ()  # those in hand
+        self.batches = self.parquet.file.iter_batches(
+            ROWS, row_groups=[self.group], columns=[self.column], use_threads=False)
+
+    def __getitem__(self, index: int) -> Any:
+        if index < self.first:
+            self._begin()
+        while index >= self.first + len(self.rows):
+            self.first, self.rows = self.first + len(self.rows), next(self.batches).column(0)
+        return self.rows[index - self.first].as_py()
+
+
 @lru_cache(maxsize=2)
-def _kept_group(container: str, stamp: str, column: str, group: int) -> pa.ChunkedArray | None:
-    """The images of a row group, so that consecutive rows are read once; None where the column is gone."""
-    table = _kept_parquet(container, stamp).file.read_row_group(group, columns=[column], use_threads=False)
-    return table.column(column) if column in table.column_names else None
+def _kept_group(container: str, stamp: str, column: str, group: int) -> _RowGroup:
+    return _RowGroup(_kept_parquet(container, stamp), column, group)
 
 
 def _read_row(place: Place, address: str, item: Item) -> bytes:
@@ -473,12 +493,11 @@ def _read_row(place: Place, address: str, item: Item) -> bytes:
 
 
 def _value(container: str, stamp: str, column: str, row: int) -> Any:
-    ends = _kept_parquet(container, stamp).ends
-    group = bisect_right(ends, row)
-    images = _kept_group(container, stamp, column, group) if group < len(ends) else None
-    if images is None:
+    parquet = _kept_parquet(container, stamp)
+    if column not in parquet.file.schema_arrow.names or row >= parquet.starts[-1]:
         raise ReadFailure("missing", f"the Parquet file has no column {column!r} any more, or no row {row}")
-    return images[row - ends[group] + len(images)].as_py()
+    group = bisect_right(parquet.starts, row) - 1
+    return _kept_group(container, stamp, column, group)[row - parquet.starts[group]]
 
 
 def refreshed(item: Item) -> Item:
