@@ -21,7 +21,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -42,6 +41,8 @@ __all__ = ["Decoders"]
 
 CHUNK = 8  # consecutive images for one process, so that it reads on where it was in a tar or a Parquet row group
 BACK_OFF = 0.25  # seconds before a transient error is tried again; doubled each time
+REPORTS = 4  # images that a process reports together, if they are done as soon as SOON seconds
+SOON = 0.01
 REMOTE_READERS = 8  # images that a process reads at once from addresses such as s3://; from a disk, the next one
 TICK = 0.2  # seconds between looks at how long decoding takes
 PATIENCE = 3.0  # seconds for a process to end by itself
@@ -244,6 +245,8 @@ class Decoders:
 
     def _hand_out(self) -> None:
         """Gives waiting tasks to the processes that have least; one that is to be alone gets a process that has nothing."""
+        if not self._queue and not self._alone:
+            return
         by_load = sorted((w for w in self._workers if not any(task.is_alone for task in w.hands.values())),
                          key=lambda worker: len(worker.hands))
         emptied, others = by_load[: len(self._alone)], by_load[len(self._alone) :]
@@ -294,21 +297,27 @@ class Decoders:
         for pipe in connection.wait(list(pipes), TICK):
             worker = pipes[pipe]  # type: ignore[index]
             try:
-                kind, slot, *report = worker.pipe.recv()
+                reports = worker.pipe.recv()
             except (EOFError, OSError):
                 self._bury(worker)
                 continue
-            if kind == "error":
-                raise RuntimeError(f"a decoding process met an error that no image explains, at {worker.hands[slot].item.key!r}:\n{report[0]}")
-            if kind == "read":
-                worker.hands[slot].read = report[0], report[1]
-            else:
-                self._fruitless = 0
-                self._seconds["read"] += report[1]
-                self._seconds["decode"] += report[2]
-                self._settle(worker.hands.pop(slot), report[0])
+            for report in reports:
+                self._take(worker, *report)
         if time.monotonic() - self._looked > TICK:
             self._end_overdue()
+
+    def _take(self, worker: _Worker, kind: str, slot: int, *facts: Any) -> None:
+        if kind == "error":
+            key = repr(worker.hands[slot].item.key) if slot in worker.hands else "its start"
+            raise RuntimeError(f"a decoding process met an error that no image explains, at {key}:\n{facts[0]}")
+        if kind == "read":
+            worker.hands[slot].read = facts[0], facts[1]
+        else:
+            failure, reading, decoding = facts
+            self._fruitless = 0
+            self._seconds["read"] += reading
+            self._seconds["decode"] += decoding
+            self._settle(worker.hands.pop(slot), failure)
 
     def _end_overdue(self) -> None:
         self._looked = time.monotonic()
@@ -397,80 +406,124 @@ def _decoded(data: bytes, job: _Job) -> np.ndarray | Failure:
 # ---------------------------------------------------------------- in a process
 
 
+class _Found(NamedTuple):
+    """What reading one item gave: its bytes, or the failure, or an error that is ours; and how long that took."""
+
+    slot: int
+    is_alone: bool
+    data: bytes | Failure | Exception
+    seconds: float
+
+
 def _work(pipe: connection.Connection, board: _Board, job: _Job) -> None:
     """What a process does until its pipe ends; then it is gone at once, whatever it was at."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     torch.set_num_threads(1)
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = job.pillow
-    tasks: queue.SimpleQueue[tuple[int, Item | bytes, bool]] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(pipe, tasks), daemon=True).start()
-    at = [-1]
+    reading = _Reading(pipe, board, job)
+    found: _Found | None = None
     try:
-        _serve(pipe, tasks, board, job, at)
+        slots, reports = board.pixels(), _Reports(pipe)
+        while True:
+            found = reading.next()
+            if isinstance(found.data, Exception):
+                raise found.data
+            if isinstance(found.data, Failure):
+                reports.add(found.slot, found.data, found.seconds, 0.0)
+            else:
+                if found.is_alone:  # if this process dies of it, this much is known of it
+                    reports.send([("read", found.slot, len(found.data), sha256(found.data).hexdigest())])
+                start = time.perf_counter()
+                board.began[found.slot] = time.monotonic()
+                board.stages[found.slot] = DECODING
+                pixels = _decoded(found.data, job)
+                if isinstance(pixels, np.ndarray):
+                    assert pixels.shape == slots.shape[1:] and pixels.dtype == np.uint8
+                    slots[found.slot] = pixels
+                board.stages[found.slot] = IDLE
+                failure = pixels if isinstance(pixels, Failure) else None
+                reports.add(found.slot, failure, found.seconds, time.perf_counter() - start)
+            if reading.is_empty() or reports.are_due():
+                reports.send()
     except BrokenPipeError:
         os._exit(0)
     except BaseException:
         with suppress(OSError):
-            pipe.send(("error", at[0], traceback.format_exc()))
+            pipe.send([("error", found.slot if found else -1, traceback.format_exc())])
         os._exit(1)
 
 
-def _receive(pipe: connection.Connection, tasks: queue.SimpleQueue[tuple[int, Item | bytes, bool]]) -> None:
-    try:
+class _Reports:
+    """What is to be told to the parent, several images at a time: a message costs both sides more than an image's copy."""
+
+    def __init__(self, pipe: connection.Connection) -> None:
+        self.pipe = pipe
+        self.waiting: list[tuple[Any, ...]] = []
+        self.since = 0.0
+
+    def add(self, slot: int, failure: Failure | None, reading: float, decoding: float) -> None:
+        if not self.waiting:
+            self.since = time.monotonic()
+        self.waiting.append(("done", slot, failure, reading, decoding))
+
+    def are_due(self) -> bool:
+        return len(self.waiting) >= REPORTS or time.monotonic() - self.since > SOON
+
+    def send(self, first: Iterable[tuple[Any, ...]] = ()) -> None:
+        self.pipe.send([*self.waiting, *first])
+        self.waiting = []
+
+
+class _Reading:
+    """Reads what the parent asks for ahead of the decoding, on threads: few images ahead, so that few are in memory.
+
+    What lies on a disk is read one after another, since neighbours share a tar or a row group; from afar several at once.
+    """
+
+    def __init__(self, pipe: connection.Connection, board: _Board, job: _Job) -> None:
+        self.pipe, self.stages, self.job = pipe, board.stages, job
+        self.found: queue.SimpleQueue[_Found] = queue.SimpleQueue()
+        self.room = threading.Semaphore(REMOTE_READERS + 1)
+        self.lanes: dict[int, queue.SimpleQueue[tuple[int, Item | bytes, bool]]] = {}  # by number of threads
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    def next(self) -> _Found:
+        found = self.found.get()
+        self.room.release()
+        return found
+
+    def is_empty(self) -> bool:
+        return self.found.empty()
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                for task in self.pipe.recv():
+                    source = task[1]
+                    is_far = isinstance(source, Item) and "://" in source.container and not source.member
+                    self._lane(REMOTE_READERS if is_far else 1).put(task)
+        except (EOFError, OSError):
+            os._exit(0)
+
+    def _lane(self, threads: int) -> queue.SimpleQueue[tuple[int, Item | bytes, bool]]:
+        if threads not in self.lanes:
+            self.lanes[threads] = queue.SimpleQueue()
+            for _ in range(threads):
+                threading.Thread(target=self._read_all, args=(self.lanes[threads],), daemon=True).start()
+        return self.lanes[threads]
+
+    def _read_all(self, tasks: queue.SimpleQueue[tuple[int, Item | bytes, bool]]) -> None:
         while True:
-            for task in pipe.recv():
-                tasks.put(task)
-    except (EOFError, OSError):
-        os._exit(0)
-
-
-def _serve(
-    pipe: connection.Connection, tasks: queue.SimpleQueue[tuple[int, Item | bytes, bool]], board: _Board, job: _Job,
-    at: list[int],
-) -> None:
-    slots, stages, began = board.pixels(), board.stages, board.began
-
-    def read(slot: int, item: Item) -> tuple[bytes | Failure, float]:
-        stages[slot] = READING
-        start = time.perf_counter()
-        data = _fetched(item, job)
-        stages[slot] = IDLE
-        return data, time.perf_counter() - start
-
-    near, far = ThreadPoolExecutor(1), ThreadPoolExecutor(REMOTE_READERS)
-    begun: deque[tuple[int, bool, Future[tuple[bytes | Failure, float]]]] = deque()
-    depth = 2
-    while True:
-        while len(begun) < depth:
+            slot, source, is_alone = tasks.get()
+            self.room.acquire()
+            start = time.perf_counter()
+            self.stages[slot] = READING
             try:
-                slot, source, is_alone = tasks.get(block=not begun)
-            except queue.Empty:
-                break
-            if isinstance(source, bytes):
-                future: Future[tuple[bytes | Failure, float]] = Future()
-                future.set_result((source, 0.0))
-            else:
-                is_far = "://" in source.container and not source.member  # what is in one file is read in its order
-                depth = 1 + REMOTE_READERS if is_far else 2
-                future = (far if is_far else near).submit(read, slot, source)
-            begun.append((slot, is_alone, future))
-        slot, is_alone, future = begun.popleft()
-        at[0] = slot
-        data, reading = future.result()
-        if isinstance(data, Failure):
-            pipe.send(("done", slot, data, reading, 0.0))
-            continue
-        if is_alone:  # if this process dies of it, this is known of it
-            pipe.send(("read", slot, len(data), sha256(data).hexdigest()))
-        start = time.perf_counter()
-        began[slot] = time.monotonic()
-        stages[slot] = DECODING
-        found = _decoded(data, job)
-        if isinstance(found, np.ndarray):
-            assert found.shape == slots.shape[1:] and found.dtype == np.uint8
-            slots[slot] = found
-        stages[slot] = IDLE
-        pipe.send(("done", slot, None if isinstance(found, np.ndarray) else found, reading, time.perf_counter() - start))
+                data: bytes | Failure | Exception = _fetched(source, self.job) if isinstance(source, Item) else source
+            except Exception as error:  # raised again by the main thread, and so by the parent
+                data = error
+            self.stages[slot] = IDLE
+            self.found.put(_Found(slot, is_alone, data, time.perf_counter() - start))
 
 
 # ---------------------------------------------------------------- processes
