@@ -108,6 +108,8 @@ class TestFolders:
             return scandir(path)
 
         monkeypatch.setattr(os, "scandir", refuse)
+        with pytest.raises(BadArgument, match="cannot be listed: it may not be read"):
+            list_inputs(tmp_path / "closed")
         items = list_inputs(tmp_path).items
         assert [item.key for item in items] == ["a.jpg", "closed"]
         with pytest.raises(ReadFailure, match="folder"):
@@ -171,6 +173,16 @@ class TestPatterns:
         assert keys(f"{tmp_path}/{{shard-009,x}}/9.jpg") == ["shard-009/9.jpg", "x/9.jpg"]
         with pytest.raises(BadArgument, match=r"shard-007/7\.jpg', where no file is"):
             keys(f"{tmp_path}/shard-00{{7..8}}/7.jpg")
+
+    def test_braces_keep_the_width_that_is_written(self, tmp_path):
+        put(tmp_path, "0.jpg", "1.jpg", "9.jpg", "10.jpg", "01.jpg", "02.jpg", "2.jpg")
+        assert keys(f"{tmp_path}/{{9..10}}.jpg") == ["10.jpg", "9.jpg"]
+        assert keys(f"{tmp_path}/{{0..1}}.jpg") == ["0.jpg", "1.jpg"]
+        assert keys(f"{tmp_path}/{{01..02}}.jpg") == ["01.jpg", "02.jpg"]
+
+    def test_a_folder_in_braces_is_part_of_the_key(self, tmp_path):
+        put(tmp_path, "a1/x.jpg", "a2/x.jpg", "a3/x.jpg")
+        assert keys(f"{tmp_path}/a{{1,2}}/*.jpg") == ["a1/x.jpg", "a2/x.jpg"]
 
     def test_a_file_may_be_called_like_a_pattern(self, tmp_path):
         put(tmp_path, "cat[1].jpg", "cat1.jpg")
@@ -459,8 +471,10 @@ class TestSequences:
         ("empty.txt", "the list has no line"),
         ("empty.tar", "the tar file holds none"),
         ("xyz://bucket", "xyz:// is no protocol"),
-        ([], "source holds nothing"),
-        ([3], "source holds int"),
+        ([], "source is an empty sequence; it must be a folder"),
+        (["x.jpg", 3], "source is 3; it must be a folder"),
+        (None, "source is None"),
+        ("", "source is ''"),
         (["empty.txt", "nowhere"], "names no image"),
     ])
     def test_what_gives_nothing_is_refused(self, tmp_path, monkeypatch, source, message):
@@ -529,6 +543,15 @@ class TestReading:
         monkeypatch.setattr(os, "open", None)
         with pytest.raises(TypeError):
             read_bytes(item)
+
+    def test_from_several_threads(self, tmp_path):
+        from concurrent.futures import ThreadPoolExecutor
+
+        (tmp_path / "s.tar").write_bytes(tar_bytes(*SAMPLES))
+        pq.write_table(pa.table({"image": [str(row).encode() for row in range(90)]}), tmp_path / "p.parquet", row_group_size=40)
+        items = list_inputs([tmp_path / "s.tar", tmp_path / "p.parquet"]).items * 3
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(read_bytes, items)) == [read_bytes(item) for item in items]
 
     def test_failures_can_be_sent(self):
         failure = pickle.loads(pickle.dumps(ReadFailure("missing", "there is nothing", True)))
@@ -604,6 +627,11 @@ class TestFsspec:
         check_everywhere("memory://root")
         assert in_process_only(list_inputs("memory://root/shots").items)
         assert in_process_only(list_inputs("zip://*/*.jpg::memory://root/z.zip").items)
+
+    def test_a_list_on_disk_of_shards_elsewhere(self, memory, tmp_path):
+        fill(memory, "/root")
+        (tmp_path / "all.txt").write_text("memory://root/tars/s-0.tar\nmemory://root/rows/p.parquet\n")
+        assert list(contents(tmp_path / "all.txt").values()) == ["r0", "r1", "0jpg" * 300, "1jpg" * 300]
 
     def test_local(self, tmp_path):
         fill(fsspec.filesystem("file", auto_mkdir=True), str(tmp_path))

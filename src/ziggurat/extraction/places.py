@@ -82,9 +82,6 @@ class Disk:
 
     name = "disk"
 
-    def join(self, folder: str, name: str) -> str:
-        return os.path.join(folder, name)
-
     def check(self, address: str) -> None:
         """Raises for an address that could never be read here."""
 
@@ -170,6 +167,8 @@ def _walk(root: str, enter: Callable[[list[str]], bool], take: Callable[[list[st
             seen.add((status.st_dev, status.st_ino))
             entries = os.scandir(folder)
         except PermissionError:
+            if not names:
+                raise
             yield File("/".join(names), folder, -1, "")
             continue
         with entries:

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from itertools import accumulate
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data.image import IMAGE_EXTENSIONS
@@ -78,10 +79,10 @@ def list_inputs(source: Source | Sequence[Source], *, column: str | None = None)
 
     Raises BadArgument for a source that gives nothing, and for what cannot be read from the middle (.tar.gz, .zip).
     """
-    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    if not sources or not all(isinstance(one, (str, os.PathLike)) for one in sources):
-        wrong = next((type(one).__name__ for one in sources if not isinstance(one, (str, os.PathLike))), "nothing")
-        raise BadArgument(f"source holds {wrong}; it must be, or be a sequence of: {ACCEPTED}")
+    sources = list(source) if isinstance(source, Iterable) and not isinstance(source, (str, os.PathLike)) else [source]
+    wrong = [repr(one) for one in sources if not isinstance(one, (str, os.PathLike)) or not os.fspath(one)]
+    if wrong or not sources:
+        raise BadArgument(f"source is {(wrong or ['an empty sequence'])[0]}; it must be {ACCEPTED}; or a sequence of them")
     items: dict[tuple[str, str, int], Item] = {}  # by address: what is named twice is kept once
     named, words, has_parquet = 0, [], False
     for one in sources:
@@ -201,9 +202,12 @@ class _Origin:
         suffix = _suffix(file.name)
         if suffix in CLOSED:
             raise BadArgument(_why_closed(file.address))
-        if suffix == ".tar":
-            return _in_tar(self.place, file)
-        return self._rows(file) if suffix == ".parquet" else iter([_whole(file)])
+        if suffix not in SHARDS:
+            return iter([_whole(file)])
+        place, address = place_of(file.address)  # a list on disk may name a shard that is elsewhere
+        if not file.stamp:
+            file = place.file(address, file.name)
+        return _in_tar(place, file) if suffix == ".tar" else self._rows(place, file)
 
     def _lines(self, address: str) -> Iterator[Item]:
         text = os.fsdecode(self.place.read(address, "").removeprefix(b"\xef\xbb\xbf"))
@@ -211,9 +215,9 @@ class _Origin:
             if line.strip():
                 yield from self._inside(_linked(self.place, address, line.removesuffix("\r")))
 
-    def _rows(self, file: File) -> Iterator[Item]:
+    def _rows(self, place: Place, file: File) -> Iterator[Item]:
         self.has_parquet = True
-        parquet = _Parquet(self.place, file.address)
+        parquet = _Parquet(place, file.address)
         column, of_paths = _image_column(parquet.file.schema_arrow, self.column, file.address)
         if not of_paths:
             yield from (_row_of(file, column, row) for row in range(parquet.file.metadata.num_rows))
@@ -221,7 +225,7 @@ class _Origin:
         row = 0
         for batch in parquet.file.iter_batches(columns=[column], use_threads=False):
             for path in batch.column(0).to_pylist():
-                yield _whole(_linked(self.place, file.address, path)) if path else _row_of(file, column, row)
+                yield _whole(_linked(place, file.address, path)) if path else _row_of(file, column, row)
                 row += 1
 
     def why_nothing(self) -> str:
@@ -275,7 +279,8 @@ def _without_braces(pattern: str) -> list[str]:
         return [pattern]
     span = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])
     if span:
-        width = max(len(span[1]), len(span[2])) if "0" in (span[1][0], span[2][0]) else 0
+        is_padded = any(len(number) > 1 and number[0] == "0" for number in span.groups())
+        width = max(len(span[1]), len(span[2])) if is_padded else 0
         choices = [f"{number:0{width}d}" for number in range(int(span[1]), int(span[2]) + 1)]
     else:
         choices = brace[1].split(",")
@@ -412,7 +417,7 @@ def _image_column(schema: pa.Schema, asked: str | None, address: str) -> tuple[s
 def read_bytes(item: Item) -> bytes:
     """The bytes of an image as they are stored. Raises ReadFailure, whose `transient` says that another try may succeed.
 
-    Can be called in any process: what it keeps open (8 tars, a few rows of 2 Parquet row groups) it opened there.
+    Can be called in any process and thread: what it keeps open (8 tars, a few rows of 2 Parquet row groups) it opened there.
     """
     try:
         place, address = place_of(actual(item.container))
@@ -493,11 +498,15 @@ def _read_row(place: Place, address: str, item: Item) -> bytes:
 
 
 def _value(container: str, stamp: str, column: str, row: int) -> Any:
-    parquet = _kept_parquet(container, stamp)
-    if column not in parquet.file.schema_arrow.names or row >= parquet.starts[-1]:
-        raise ReadFailure("missing", f"the Parquet file has no column {column!r} any more, or no row {row}")
-    group = bisect_right(parquet.starts, row) - 1
-    return _kept_group(container, stamp, column, group)[row - parquet.starts[group]]
+    with _PARQUET:
+        parquet = _kept_parquet(container, stamp)
+        if column not in parquet.file.schema_arrow.names or row >= parquet.starts[-1]:
+            raise ReadFailure("missing", f"the Parquet file has no column {column!r} any more, or no row {row}")
+        group = bisect_right(parquet.starts, row) - 1
+        return _kept_group(container, stamp, column, group)[row - parquet.starts[group]]
+
+
+_PARQUET = Lock()  # threads share the place in a file
 
 
 def refreshed(item: Item) -> Item:
