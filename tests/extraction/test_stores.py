@@ -231,6 +231,11 @@ def test_lance_is_one_data_set_once_it_is_finalised(tmp_path: Path) -> None:
     write_unit(tmp_path, outputs, 1, ROWS[:0], [], none)
     facts = write_unit(tmp_path, outputs, 2, ROWS + 100, [f"z/{key}" for key in KEYS], values)
     finalise(tmp_path, outputs)
+    assert lance.dataset(tmp_path / "embedding").count_rows() == 9
+    once = sha256_of(tmp_path)
+    finalise(tmp_path, outputs)
+    assert sha256_of(tmp_path) == once
+    next((tmp_path / "embedding" / "_versions").glob("*.manifest")).unlink()  # as of a process that died in between
     finalise(tmp_path, outputs)
     assert lance.dataset(tmp_path / "embedding").count_rows() == 9
 

@@ -26,10 +26,10 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["clean_partial", "committed", "lock", "sha256_of", "write_json"]
+__all__ = ["STATE", "clean_partial", "committed", "flush_tree", "lock", "sha256_of", "size_of", "write_json"]
 
 log = logging.getLogger(__name__)
-STATE = "_ziggurat"
+STATE = "_ziggurat"  # the folder of a run that holds what is no output
 BLOCK = 1 << 20  # bytes read at a time for a hash
 
 
@@ -45,7 +45,7 @@ def committed(final: Path, partial: Path) -> Iterator[Path]:
     path = partial / f"{final.stem}-{uuid4().hex}{final.suffix}"
     try:
         yield path
-        _flush_tree(path)
+        flush_tree(path)
         _make_folder(final.parent)
         _replace(path, final)
     except BaseException:
@@ -82,7 +82,8 @@ def clean_partial(dest: Path) -> None:
     _remove(dest / STATE / "partial")
 
 
-_held: set[Path] = set()  # by this process: a second lock of the same file would not conflict, and its end would end both
+# by this process: a second lock of the same file would not conflict, and closing the file a second time would end both
+_held: set[Path] = set()
 
 
 @contextmanager
@@ -151,10 +152,11 @@ def _make_folder(folder: Path) -> None:
         _flush_folder(folder.parent)
 
 
-def _flush_tree(path: Path) -> None:
+def flush_tree(path: Path) -> None:
+    """Has a file, or a folder with all that is in it, written to the disk before it returns."""
     if path.is_dir():
         for entry in path.iterdir():
-            _flush_tree(entry)
+            flush_tree(entry)
         _flush_folder(path)
     else:
         with path.open("r+b") as stream:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..commit import committed
+from ..commit import committed, flush_tree
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,14 +88,14 @@ class Vectors:
 
 
 def finalise(folder: Path) -> None:
-    """Makes a Lance data set of the files of all units, in the place of one made before."""
+    """Makes a Lance data set of the files of all units, in the place of an earlier one; one that has them all is left."""
     import lance
     from lance.file import LanceFileReader
     from lance.fragment import DataFile, FragmentMetadata
 
     schema: pa.Schema | None = None
     fragments: list[FragmentMetadata] = []
-    for path in sorted((folder / "data").glob("*.lance")):
+    for path in sorted((folder / "data").glob("*.lance"), key=lambda path: int(path.stem)):
         reader = LanceFileReader(str(path))
         schema = reader.metadata().schema
         if count := reader.num_rows():
@@ -103,11 +103,28 @@ def finalise(folder: Path) -> None:
             major, minor = map(int, VERSION.split("."))
             file = DataFile(path.name, columns, columns, major, minor, path.stat().st_size)
             fragments.append(FragmentMetadata(len(fragments), [file], count))
+    if _held(folder) == [(fragment.files[0].path, fragment.physical_rows) for fragment in fragments]:
+        return
     for name in ADDED:  # earlier versions would name files that a retry has written anew
         if (folder / name).exists():
             shutil.rmtree(folder / name)
     if schema is not None:
         lance.LanceDataset.commit(str(folder), lance.LanceOperation.Overwrite(schema, fragments))
+        for name in ADDED:
+            flush_tree(folder / name)
+
+
+def _held(folder: Path) -> list[tuple[str, int]] | None:
+    """The files and numbers of rows of the data set as it is; None where there is none that can be read."""
+    import lance
+
+    if not (folder / ADDED[0]).exists():
+        return None
+    try:
+        data = lance.dataset(str(folder))
+    except (OSError, ValueError):  # half of it was removed when a process died
+        return None
+    return [(file.path, fragment.physical_rows) for fragment in data.get_fragments() for file in fragment.data_files()]
 
 
 def _path(stem: Path) -> Path:
