@@ -7,7 +7,9 @@ import os
 import pickle
 import sys
 import tarfile
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -632,6 +634,46 @@ class TestFsspec:
         fill(memory, "/root")
         (tmp_path / "all.txt").write_text("memory://root/tars/s-0.tar\nmemory://root/rows/p.parquet\n")
         assert list(contents(tmp_path / "all.txt").values()) == ["r0", "r1", "0jpg" * 300, "1jpg" * 300]
+
+    def test_a_web_server(self, tmp_path):
+        pytest.importorskip("aiohttp")
+
+        class Answers(BaseHTTPRequestHandler):
+            def do_HEAD(self):
+                self.answer()
+
+            def do_GET(self):
+                self.wfile.write(self.answer())
+
+            def answer(self):
+                status = {"/gone.jpg": 404, "/closed.jpg": 403, "/broken.jpg": 503}.get(self.path, 200)
+                content = self.path.encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                return content
+
+            def log_message(self, *arguments):
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            url = f"http://127.0.0.1:{server.server_port}"
+            try:
+                assert contents(f"{url}/a.jpg?size=large") == {f"{url}/a.jpg?size=large": "/a.jpg?size=large"}
+                (tmp_path / "urls.txt").write_text("".join(f"{url}/{name}.jpg\n" for name in ("a", "gone", "closed", "broken")))
+                found = {}
+                for item in list_inputs(tmp_path / "urls.txt").items:
+                    try:
+                        found[item.key.removeprefix(url)] = read_bytes(item)
+                    except ReadFailure as failure:
+                        found[item.key.removeprefix(url)] = failure.cause, failure.transient
+            finally:
+                server.shutdown()
+                thread.join()
+        assert found == {"/a.jpg": b"/a.jpg", "/gone.jpg": ("missing", False), "/closed.jpg": ("denied", False),
+                         "/broken.jpg": ("unavailable", True)}
 
     def test_local(self, tmp_path):
         fill(fsspec.filesystem("file", auto_mkdir=True), str(tmp_path))
