@@ -27,7 +27,7 @@ from ziggurat.extraction.progress import (
 )
 
 PLANNED = Planned(images=10_000, units=10, to_do=6_000, bytes_estimated=15_360_000, free_bytes=10**12,
-                  model="resnet50", backend="openvino", reason="the fastest installed one")
+                  model="resnet50", backend="openvino", reason="openvino: the fastest on a CPU")
 BUSY = {"read": 10.0, "decode": 100.0, "forward": 40.0, "write": 1.0}
 FINISHED = Finished("complete with failures", images=6_000, rows=9_990, failures=10, seconds=120.0,
                     by_cause=(Cause("read", "missing", 3, "a/b.jpg"), Cause("decode", "truncated", 7, "c.png")))
@@ -50,7 +50,7 @@ def told(reporter, *events):
 def test_a_log_gets_a_line_a_minute_and_one_at_each_end():
     steps = [Progress(50 * second, second // 30, second, {}, 2) for second in range(1, 121)]
     first, resumed, one, two, *end = told(Lines(io.StringIO()), PLANNED, Resumed(4, 4_000), *steps, Unit(4, 1000, 0), FINISHED).splitlines()
-    assert first == ("10,000 images in 10 units, 6,000 to do here; resnet50 by openvino: the fastest installed one; "
+    assert first == ("10,000 images in 10 units, 6,000 to do here; resnet50 by openvino: the fastest on a CPU; "
                      "about 15.4 MB on disk, 1.0 TB free")
     assert resumed == "4 units with 4,000 images done earlier"
     assert one == "3,000 of 6,000 images, 50.0 images/s now, 50.0 overall, 2 failures, 1:00 left"

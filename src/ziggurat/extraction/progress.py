@@ -45,7 +45,7 @@ class Planned:
     """What is to be done, before the first image: `to_do` of all `images` are left to this process.
 
     Sizes are bytes: what the output is expected to take, and what is free where it goes (-1 if that is unknown).
-    `reason` says in words why the backend was chosen, `duplicates` how often an input was named again.
+    `reason` says in words which backend was chosen and why, `duplicates` how often an input was named again.
     """
 
     images: int
@@ -324,7 +324,7 @@ def reporter_for(json: bool = False, stream: TextIO | None = None) -> Reporter:
 
 def planned(event: Planned) -> str:
     """Images, model, backend, and what room the output needs."""
-    backend = f"{event.backend}: {event.reason}" if event.reason else event.backend
+    backend = event.reason or event.backend
     room = f"about {size(event.bytes_estimated)} on disk"
     if event.free_bytes >= 0:
         room += f", {size(event.free_bytes)} free"
