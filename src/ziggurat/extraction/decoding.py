@@ -17,10 +17,9 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -190,56 +189,65 @@ def decode(data: bytes | Image.Image, preprocessing: Preprocessing) -> np.ndarra
         raise DecodeFailure("decode", "memory", "there is not enough memory to resize it") from None
 
 
+class _Pixels(NamedTuple):
+    """A decoded image (height, width[, channels]) of the model's channels, upright; at 1 / `divisor` of `size` (height, width)."""
+
+    array: np.ndarray
+    size: tuple[int, int]
+    divisor: int = 1
+
+
 def _decode(data: bytes | Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     # Decoders meet damaged files with errors of every kind (OSError, SyntaxError, struct.error, IndexError ...).
     try:
-        with nullcontext(data) if isinstance(data, Image.Image) else Image.open(io.BytesIO(data)) as image:
-            pixels = None if isinstance(data, Image.Image) else _by_simplejpeg(data, image, preprocessing)
-            if pixels is not None:
-                return pixels
-            image.load()
-            prepared = image if preprocessing.exif == "ignore" else _upright(image)
-            if not preprocessing.resizes_by_torch:
-                return _resized_by_pillow(prepared, preprocessing)
-            converted = np.array(_prepared(prepared, preprocessing))
+        if isinstance(data, Image.Image):
+            pixels = _by_pillow(data, preprocessing)
+        else:
+            with Image.open(io.BytesIO(data)) as image:
+                pixels = _by_simplejpeg(data, image, preprocessing) or _by_pillow(image, preprocessing)
     except MemoryError:
         raise
     except Exception as error:
         raise _failure(error, b"" if isinstance(data, Image.Image) else data) from error
-    return _resized_by_torch(converted, preprocessing)
+    height, width = _output_size(preprocessing, *pixels.size)
+    if preprocessing.resizes_by_torch and height * width <= LARGEST_RESIZED:
+        return _resized_by_torch(pixels, height, width, preprocessing)
+    return _resized_by_pillow(pixels, height, width, preprocessing)
+
+
+def _by_pillow(image: Image.Image, preprocessing: Preprocessing) -> _Pixels:
+    image.load()
+    upright = image if preprocessing.exif == "ignore" else _upright(image)
+    prepare = _steps(preprocessing).prepare
+    assert prepare is not None
+    return _Pixels(np.array(prepare(upright)), (upright.height, upright.width))
 
 
 # ---------------------------------------------------------------- JPEG
 
 
-def _by_simplejpeg(data: bytes, image: Image.Image, preprocessing: Preprocessing) -> np.ndarray | None:
+def _by_simplejpeg(data: bytes, image: Image.Image, preprocessing: Preprocessing) -> _Pixels | None:
     """The pixels of a JPEG that Pillow has opened; None where it is Pillow's to decode, or to refuse."""
     if simplejpeg is None or preprocessing.decode == "reference":
         return None
     if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
         return None
     orientation = _orientation(image) if preprocessing.exif == "apply" else 1
-    stored = image.height, image.width
-    upright = stored[::-1] if orientation >= 5 else stored
-    needed = _output_size(preprocessing, *upright)
-    divisor = _divisor(upright, needed, orientation in TURNS) if preprocessing.decode == "fast" else 1
-    expected = tuple(-(-edge // divisor) for edge in stored)
+    size = (image.width, image.height) if orientation >= 5 else (image.height, image.width)
+    divisor = 1
+    if preprocessing.decode == "fast" and preprocessing.resizes_by_torch:
+        divisor = _divisor(size, _output_size(preprocessing, *size), orientation in TURNS)
+    height, width = -(-image.height // divisor), -(-image.width // divisor)
     is_grey = image.mode == "L" and preprocessing.channels == 1
     try:
-        pixels = simplejpeg.decode_jpeg(
-            data, "GRAY" if is_grey else "RGB", min_height=expected[0], min_width=expected[1], strict=True
-        )
+        array = simplejpeg.decode_jpeg(data, "GRAY" if is_grey else "RGB", min_height=height, min_width=width, strict=True)
     except Exception:  # whatever it is, Pillow judges this file
         return None
-    if pixels.shape[:2] != expected:
+    if array.shape[:2] != (height, width):
         return None
     if preprocessing.channels == 1 and not is_grey:
-        pixels = np.array(Image.fromarray(pixels).convert("L"))
-    if orientation in TURNS:
-        pixels = np.ascontiguousarray(TURNS[orientation](pixels))
-    if not preprocessing.resizes_by_torch and divisor == 1:
-        return _resized_by_pillow(Image.fromarray(pixels.squeeze(2) if is_grey else pixels), preprocessing)
-    return _resized_by_torch(pixels, preprocessing, divisor, upright)
+        array = np.array(Image.fromarray(array).convert("L"))
+    return _Pixels(TURNS[orientation](array) if orientation in TURNS else array, size, divisor)
 
 
 def _divisor(size: tuple[int, int], needed: tuple[int, int], is_turned: bool) -> int:
@@ -292,20 +300,11 @@ def _output_size(preprocessing: Preprocessing, height: int, width: int) -> tuple
     return size
 
 
-def _prepared(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    prepare = _steps(preprocessing).prepare
-    assert prepare is not None
-    converted: Image.Image = prepare(image)
-    return converted
-
-
-def _resized_by_pillow(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
-    transform = _steps(preprocessing)
-    height, width = _output_size(preprocessing, image.height, image.width)
-    if height * width > LARGEST_RESIZED:
-        pixels = transform.transforms[1](_middle(_prepared(image, preprocessing), height, width, preprocessing))
-        return np.array(pixels).reshape(*preprocessing.size, preprocessing.channels)
-    return np.ascontiguousarray(transform(image).permute(1, 2, 0).numpy())
+def _resized_by_pillow(pixels: _Pixels, height: int, width: int, preprocessing: Preprocessing) -> np.ndarray:
+    image = Image.fromarray(pixels.array.squeeze(2) if pixels.array.shape[2:] == (1,) else pixels.array)
+    resize, crop, _ = _steps(preprocessing).transforms
+    resized = resize(image) if height * width <= LARGEST_RESIZED else _middle(image, height, width, preprocessing)
+    return _shaped(np.array(crop(resized)), preprocessing)
 
 
 def _middle(image: Image.Image, height: int, width: int, preprocessing: Preprocessing) -> Image.Image:
@@ -314,37 +313,44 @@ def _middle(image: Image.Image, height: int, width: int, preprocessing: Preproce
         (max(0, round((whole - part) / 2)), min(whole, round((whole - part) / 2) + part)) if whole > part else (0, whole)
         for whole, part in zip((height, width), preprocessing.size)
     )
-    x, y = image.width / width, image.height / height
+    y, x = image.height / height, image.width / width
     box = left * x, top * y, min(right * x, image.width), min(bottom * y, image.height)
     return image.resize((right - left, bottom - top), str_to_pil_interp(preprocessing.interpolation), box)
 
 
-def _resized_by_torch(
-    pixels: np.ndarray, preprocessing: Preprocessing, divisor: int = 1, size: tuple[int, int] | None = None
-) -> np.ndarray:
-    """An array (height, width[, channels]) resized and cropped; it may be an image of `size` decoded at 1 / `divisor`."""
-    size = size or (pixels.shape[0], pixels.shape[1])
-    height, width = _output_size(preprocessing, *size)
-    if height * width > LARGEST_RESIZED:
-        return _resized_by_pillow(Image.fromarray(pixels.squeeze()), preprocessing)
-    pixels = pixels.reshape(*pixels.shape[:2], preprocessing.channels)
-    # Not contiguous as torch counts, and so in the order of the bytes in memory, which is what makes its kernel fast.
-    images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+def _resized_by_torch(pixels: _Pixels, height: int, width: int, preprocessing: Preprocessing) -> np.ndarray:
     resample = partial(F.interpolate, mode=preprocessing.interpolation, antialias=True)
-    if divisor > 1:  # by factors, since half of 451 pixels lie in 226 and are 225.5; a hair more, against rounding down
-        factors = [divisor * wanted / edge * (1 + 1e-9) for wanted, edge in zip((height, width), size)]
+    array = np.ascontiguousarray(pixels.array)
+    # Not contiguous as torch counts, and so in the order of the bytes in memory, which is what makes its kernel fast.
+    images = torch.from_numpy(array.reshape(1, *array.shape[:2], preprocessing.channels)).permute(0, 3, 1, 2)
+    if pixels.divisor > 1:  # by factors, since half of 451 pixels lie in 226 and are 225.5; a hair more, against rounding down
+        factors = [pixels.divisor * wanted / edge * (1 + 1e-9) for wanted, edge in zip((height, width), pixels.size)]
         images = resample(images, scale_factor=factors)
         assert images.shape[2:] == (height, width)
-    elif (height, width) != size:
+    elif (height, width) != pixels.size:
+        if _is_vertical_first(pixels.size, height, width):
+            images = resample(images, (height, pixels.size[1]))
         images = resample(images, (height, width))
     resized = images[0].permute(1, 2, 0).numpy()
     wanted_h, wanted_w = preprocessing.size
-    if height >= wanted_h and width >= wanted_w:
-        top, left = round((height - wanted_h) / 2), round((width - wanted_w) / 2)
-        return np.ascontiguousarray(resized[top : top + wanted_h, left : left + wanted_w])
-    image = Image.fromarray(resized.squeeze(2) if preprocessing.channels == 1 else resized)
-    cropped = _steps(preprocessing).transforms[1](image)
-    return np.array(cropped).reshape(*preprocessing.size, preprocessing.channels)
+    if height < wanted_h or width < wanted_w:
+        _, crop, _ = _steps(preprocessing).transforms
+        return _shaped(np.array(crop(Image.fromarray(resized.squeeze(2) if preprocessing.channels == 1 else resized))), preprocessing)
+    top, left = round((height - wanted_h) / 2), round((width - wanted_w) / 2)
+    return np.ascontiguousarray(resized[top : top + wanted_h, left : left + wanted_w])
+
+
+def _is_vertical_first(size: tuple[int, int], height: int, width: int) -> bool:
+    """Whether Pillow shrinks the height before the width, as it does since version 13 where many more rows go than columns.
+
+    The order shows where bicubic weights overshoot 0 or 255. torch begins with the width.
+    """
+    rows, columns = size[0] - height, size[1] - width
+    return int(PIL.__version__.split(".")[0]) >= 13 and rows > 0 and rows > 2 * columns
+
+
+def _shaped(array: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    return array.reshape(*preprocessing.size, preprocessing.channels)
 
 
 # ---------------------------------------------------------------- failures
