@@ -159,9 +159,9 @@ def extract(
     """
     began = time.perf_counter()
     emit = on_event or _silent
+    if "://" in os.fspath(out):
+        raise BadArgument(f"out={os.fspath(out)!r}: results are written to a folder of a file system; copy them to a store afterwards")
     out = Path(out)
-    if "://" in str(out) or (str(out).startswith("memory:")):
-        raise BadArgument(f"out={str(out)!r}: results are written to a folder of a file system; copy them to a store afterwards")
     if engine not in ENGINES:
         raise BadArgument(f"engine={engine!r}: give one of {', '.join(ENGINES)}")
     if max_error_rate is not None and not 0 <= max_error_rate <= 1:
