@@ -26,6 +26,7 @@ finally:
 
 @pytest.mark.parametrize("arguments", [["list", "*resnet*", "--pretrained"], ["info", "resnet50"], ["--help"],
                                        ["info", "resnet50", "--json"], ["info", "no_such_model"], ["embed", "--help"],
+                                       ["search", "--help"], ["duplicates", "--help"],
                                        ["search", "--license", "mit", "--stride", "4"]])
 def test_answers_without_torch(arguments):
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True)

@@ -264,6 +264,8 @@ def test_search_prints_a_table_and_draws_a_sheet(photos, tmp_path, monkeypatch):
     out, err = ziggurat_("search", photos / "run", "00004.jpg", "00007.jpg", "--json", "--no-sheet", "-k", 2)
     found = json.loads(out)
     assert [each["query"] for each in found] == ["00004.jpg", "00007.jpg"]
+    assert "faiss: 1 query over 12 embeddings (as asked; it may miss a neighbour" in ziggurat_(
+        "search", photos / "run", "00004.jpg", "--index", "faiss", "--no-sheet")[1]
     assert found[0]["neighbours"][1] == {"key": "again.jpg", "row": 10, "similarity": pytest.approx(1, abs=1e-6)}
     assert not Path("search.png").exists()
 

@@ -181,6 +181,8 @@ def search_run(
         typer.echo(table(["query", "image", "rank", "similarity"], lines, left=2))
     way = chosen_index(index, len(found))
     why = "as asked" if index != "auto" else f"an index of FAISS pays from {FAISS_QUERIES:,} queries at once"
+    if way == "faiss":
+        why += "; it may miss a neighbour, --index exact does not"
     typer.echo(f"{way}: {len(found):,} {'query' if len(found) == 1 else 'queries'} over {len(run):,} embeddings ({why})", err=True)
     if sheet is not None:
         sheet.parent.mkdir(parents=True, exist_ok=True)

@@ -35,11 +35,13 @@ if TYPE_CHECKING:
 __all__ = ["DUPLICATES", "FAISS_QUERIES", "Duplicates", "Found", "Neighbour", "Pair", "find_duplicates", "search_images"]
 
 DUPLICATES = 0.9
-"""The cosine from which two images are near-duplicates, unless another is given. Of EfficientNet-Lite0, over the photos of
-`examples/`: their copies as JPEG of quality 75, at half or double the size, 10 % brighter or without 5 % of the margin have
-0.927 and more to the original; a quarter of a photo has 0.78 at most to the whole, and two photos have 0.41 at most."""
+"""The cosine from which two images are near-duplicates, unless another is given. Of EfficientNet-Lite0, over the photos
+of `examples/`: their copies as JPEG of quality 75, at half or double the size, 10 % brighter or without 5 % of the margin
+have 0.927 and more to the original; a quarter of a photo has 0.78 at most to the whole, and two photos 0.41 at most."""
 FAISS_QUERIES = 1000
-"""The number of queries at once from which building FAISS's index takes less time than it saves: `benchmarks/neighbours.py`."""
+"""The number of queries at once from which an index of FAISS is built. It takes less time than it saves from 270 queries
+on over 10,000 vectors of 384 numbers, 530 over 100,000 and 810 over 300,000 (`benchmarks/neighbours.py`, time of the CPU);
+and since it misses some neighbours, it has to save something."""
 
 BLOCK = 2048  # vectors read and compared at a time
 PANEL = 16384  # vectors that are held, to be compared with all behind them
@@ -96,10 +98,10 @@ def search_images(
 ) -> list[Found]:
     """The `k` images of a run that are most similar to each query; equal ones in the order of the plan.
 
-    A query is a key of the run, whose vector is taken from it; or an image, a folder, a glob or an address of images, which
-    are decoded and embedded as the run's were, with its model (or with `model`, if the run was made with one that has no
-    name); or a vector. `index` is 'exact', 'faiss' (an inverted file, which misses about one neighbour in a hundred), or
-    'auto': FAISS from `FAISS_QUERIES` queries on, where it is installed.
+    A query is a key of the run, whose vector is taken from it; or an image, a folder, a glob or an address of images,
+    which are decoded and embedded as the run's were, with its model (or with `model`, if the run was made with one that
+    has no name); or a vector. `index` is 'exact', 'faiss' (an inverted file, which missed up to four neighbours in a
+    hundred where it was measured), or 'auto': FAISS from `FAISS_QUERIES` queries on, where it is installed.
 
     Raises `BadArgument` for a run without embeddings and for vectors of another width, `UnreadableImage` for a query that
     is no image, `ChangedRun` if the weights are not those of the run.
