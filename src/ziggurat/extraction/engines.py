@@ -7,20 +7,25 @@ processes must see DEST, and the inputs, under the same path.
 
 from __future__ import annotations
 
-import json
+import logging
 import os
+import pickle
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import BadArgument, IncompleteRun, MissingExtra
-from .manifest import Manifest
+from ..errors import BadArgument, IncompleteRun, MissingExtra, ZigguratError
+from .manifest import ABOUT, Manifest
+
+if TYPE_CHECKING:
+    from .unit import UnitRunner
 
 __all__ = ["await_plan", "own_device", "run_on_ray", "world"]
 
 PASSES = 3  # over units whose workers were lost, before the run is left to the next command
-DEATHS = 5  # of workers under one unit, before that unit ends the pass
+ATTEMPTS = 5  # at one unit: what ends its worker each time will do so again
 
 
 # ------------------------------------------------------- ranks of torchrun and SLURM
@@ -113,20 +118,22 @@ def run_on_ray(
         raise MissingExtra("--engine ray needs the package 'ray': pip install 'ziggurat[ray]'") from error
     from .unit import sidecar_path
 
+    dest = Path(dest).absolute()
+    shutil.rmtree(_attempts(dest), ignore_errors=True)
     is_ours = not ray.is_initialized()
     if is_ours:
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     try:
         lost: RayActorError | None = None
         for _ in range(PASSES):
-            left = [unit for unit in units if not sidecar_path(Path(dest), unit).exists()]
+            left = [unit for unit in units if not sidecar_path(dest, unit).exists()]
             if not left:
                 return
             try:
-                yield from _one_pass(str(Path(dest).absolute()), left, options, actors, cpus, gpus)
+                yield from _one_pass(dest, left, options, actors, cpus, gpus)
             except RayActorError as error:
                 lost = error
-        left = [unit for unit in units if not sidecar_path(Path(dest), unit).exists()]
+        left = [unit for unit in units if not sidecar_path(dest, unit).exists()]
         if left:
             raise IncompleteRun(f"{len(left)} units are missing after {PASSES} passes, as unit {left[0]}; Ray's workers died "
                                 "under them (of memory?); the same command goes on") from lost
@@ -136,10 +143,8 @@ def run_on_ray(
 
 
 def _one_pass(
-    dest: str, units: Sequence[int], options: Mapping[str, Any], actors: int | None, cpus: int | None, gpus: float | None
+    dest: Path, units: Sequence[int], options: Mapping[str, Any], actors: int | None, cpus: int | None, gpus: float | None
 ) -> Iterator[dict[str, Any]]:
-    import logging
-
     import ray
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its bars and notes would cross ours
@@ -151,39 +156,61 @@ def _one_pass(
     if actors < 1:
         raise BadArgument(f"no node of the Ray cluster has room for a worker with {cpus} cores and {gpus:g} GPUs; give fewer "
                           "with engine_options={'cpus': ..., 'gpus': ...}")
+    worker: Any = _Worker  # a class, which Ray Data makes an object of in each actor
     dataset = ray.data.from_items(list(units), override_num_blocks=len(units)).map(
-        _Worker,
-        fn_constructor_args=(dest,),
+        worker,
+        fn_constructor_args=(str(dest),),
         fn_constructor_kwargs={**options, "workers": cpus if options.get("workers") is None else options["workers"]},
         compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
         num_cpus=cpus,
         num_gpus=gpus or None,
-        max_restarts=-1,
-        max_task_retries=DEATHS,
     )
     dataset.context.enable_progress_bars = False
     for row in dataset.iter_rows():
-        yield json.loads(row["report"])
+        found = pickle.loads(row["found"])
+        if isinstance(found, Exception):
+            raise found
+        yield found
 
 
 class _Worker:
-    """A `UnitRunner` as Ray Data calls it: {'item': unit} to {'report': what the unit's sidecar says}.
+    """A `UnitRunner` as Ray Data calls it: {'item': unit} to what the unit's sidecar says, or the error, pickled.
 
-    A unit that a lost worker had committed before its report arrived is not computed twice.
+    Errors are values, so that they reach the user as themselves. Ray calls again, without end, when a worker dies; here a
+    unit that was committed before its report arrived is not computed twice, and one that ends each worker is given up.
     """
 
     def __init__(self, dest: str, **options: Any) -> None:
-        from .unit import UnitRunner
+        self.dest, self.options = Path(dest), options
+        self.runner: UnitRunner | None = None
 
-        self.runner = UnitRunner(dest, **options)
+    def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
+        try:
+            found: Any = self._run(int(row["item"]))
+        except (ZigguratError, OSError) as error:
+            found = error
+        return {"found": pickle.dumps(found)}
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        from .unit import sidecar
+    def _run(self, unit: int) -> Any:
+        from .unit import UnitRunner, sidecar
 
-        unit = int(row["item"])
-        if sidecar(self.runner.dest, unit) is None:
+        if sidecar(self.dest, unit) is None:
+            begun = _attempts(self.dest) / f"{unit:06d}"
+            begun.parent.mkdir(parents=True, exist_ok=True)
+            with begun.open("ab") as stream:
+                stream.write(b".")
+            if begun.stat().st_size > ATTEMPTS:
+                raise IncompleteRun(f"unit {unit} ended its worker {ATTEMPTS} times, perhaps for want of memory; give workers "
+                                    "more of it, or a smaller --batch, and give the same command")
+            self.runner = self.runner or UnitRunner(self.dest, **self.options)
             self.runner.run(unit)
-        return {"report": json.dumps(sidecar(self.runner.dest, unit))}
+            begun.unlink()
+        return sidecar(self.dest, unit)
+
+
+def _attempts(dest: Path) -> Path:
+    """Where workers note the units that they begin, a byte an attempt."""
+    return dest / ABOUT / "log" / "begun"
 
 
 def _nodes() -> list[Mapping[str, float]]:

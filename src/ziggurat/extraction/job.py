@@ -174,7 +174,6 @@ def extract(
     outputs = Outputs.make(embed=embed, strides=strides, tokens=tokens, logits=logits, taps=taps, dtype=dtype, format=format)
     check_installed(outputs)
     rank, ranks = world() if engine in ("auto", "rank") else (0, 1)
-    is_shared = ranks > 1 or engine == "ray"
     if ranks > 1:
         if fresh or extend:
             raise BadArgument(f"{'fresh' if fresh else 'extend'} with {ranks} processes: the others could not tell the old plan "
@@ -219,8 +218,8 @@ def extract(
         emit(Planned(len(items), units, len(items), per_image * len(items), _free(out), spec["name"], forward.backend,
                      forward.reason, duplicates))
         return Summary("resumable", str(out), len(items), 0, {}, units, 0, reason="a dry run: nothing was computed")
-    with _writable(out), lock(out, shared=is_shared):
-        if not is_shared:
+    with _writable(out), lock(out, shared=ranks > 1):
+        if ranks == 1:
             clean_partial(out)
         if is_new:
             _begin(out, items, asked)
@@ -230,7 +229,10 @@ def extract(
         if plan_only:
             return status(out)
         del items, listing  # the plan on the disk takes their place: memory shall not hold both
-        return session.work(forward, duplicates)
+        summary = session.work(forward, duplicates)
+        if ranks == 1:
+            clean_partial(out)  # what workers of Ray left that died
+        return summary
 
 
 def retry(
@@ -299,7 +301,8 @@ def verify(dest: str | PathLike[str], *, on_event: Listener | None = None) -> Su
     """
     dest = Path(dest)
     Manifest.load(dest)
-    with _writable(dest), lock(dest, shared=True):
+    with _writable(dest), lock(dest):
+        clean_partial(dest)
         return _finish(dest, time.perf_counter(), _Counts(0, on_event or _silent), None, check=True)
 
 
@@ -524,6 +527,8 @@ def _follow_ray(
         return stop
     except IncompleteRun as error:
         return _Stop("resumable", str(error))
+    except OSError as error:
+        return _Stop("resumable", _disk_sentence(error))
     return None
 
 
