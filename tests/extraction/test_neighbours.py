@@ -160,6 +160,16 @@ def test_duplicates_of_a_run(tmp_path):
     assert found.pairs[0] == (pytest.approx(exact.max()), f"images/{row:03d}.jpg", f"images/{other:03d}.jpg", row, other)
 
 
+@pytest.mark.parametrize("index", ["exact", "faiss"])
+def test_a_run_whose_images_all_failed_has_no_neighbours(tmp_path, index):
+    finished_run(tmp_path / "run", EMBED, images=3, failed=(0, 1, 2))
+    opened = ziggurat.open(tmp_path / "run")
+    found = search_images(opened, np.ones(12), index=index)
+    assert found == [("vector 0", None, [])]
+    assert contact_sheet(opened, found).height > 160
+    assert find_duplicates(opened) == ([], 0, 0)
+
+
 def test_what_cannot_be_searched(tmp_path):
     finished_run(tmp_path / "run", EMBED, failed=(3,))
     opened = ziggurat.open(tmp_path / "run")

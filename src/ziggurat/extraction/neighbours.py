@@ -234,6 +234,8 @@ def nearest_by_faiss(blocks: Blocks, queries: np.ndarray, k: int) -> tuple[np.nd
     import faiss
 
     count = sum(len(rows) for rows, _ in blocks(0))
+    if count <= k:
+        return nearest(blocks, queries, k)
     width = queries.shape[1]
     cells = max(1, round(count**0.5))
     index = faiss.IndexIVFScalarQuantizer(
@@ -246,7 +248,7 @@ def nearest_by_faiss(blocks: Blocks, queries: np.ndarray, k: int) -> tuple[np.nd
         index.add(unit_length(vectors).numpy())
         numbers.append(rows)
     index.nprobe = max(8, cells // 16)
-    cosines, places = index.search(unit_length(queries).numpy(), min(k, count))
+    cosines, places = index.search(unit_length(queries).numpy(), k)
     if (places < 0).any():  # the cells searched hold fewer than k
         return nearest(blocks, queries, k)
     return np.concatenate(numbers)[places], cosines.clip(-1, 1)
