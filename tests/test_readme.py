@@ -22,9 +22,9 @@ SHOWN = [program for program in PROGRAMS if "print(" in program]
 def test_programs_print_what_is_shown(program, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    exec(compile(program, "README", "exec"), {})
+    exec(compile(program, "README", "exec"), {"__name__": "__main__"})
     printed = capsys.readouterr().out.strip().splitlines()
-    assert printed == [line.removeprefix("# ") for line in program.splitlines() if line.startswith("# ")]
+    assert printed == [line.strip().removeprefix("# ") for line in program.splitlines() if line.strip().startswith("# ")]
 
 
 def test_timm_program():
@@ -44,9 +44,17 @@ def test_number_of_architectures():
     assert len(ziggurat.list_models()) == int(count)
 
 
-@pytest.mark.parametrize("command", re.findall(r"^\$ ziggurat (.*)$", README, re.M))
-def test_commands_print_what_is_shown(command):
-    shown = README.split(f"$ ziggurat {command}\n")[1].split("\n\n$ ")[0].split("\n```")[0]
-    done = subprocess.run([sys.executable, "-m", "ziggurat", *command.split()], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "COLUMNS": "100"}, check=True)
-    assert [line.rstrip() for line in done.stdout.strip().splitlines()] == shown.strip().splitlines()
+BLOCKS = re.findall(r"^```\n(\$ .*?)^```$", README, re.S | re.M)
+assert len(BLOCKS) == 2
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_commands_print_what_is_shown(block, tmp_path):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for lines in block.removeprefix("$ ").split("\n$ "):
+        command, _, shown = lines.partition("\n")
+        program, *arguments = command.split()
+        assert program == "ziggurat"
+        done = subprocess.run([sys.executable, "-m", program, *arguments], cwd=tmp_path, capture_output=True, text=True,
+                              env={**os.environ, "COLUMNS": "100"}, check=True)
+        assert [line.rstrip() for line in done.stdout.strip().splitlines()] == shown.strip().splitlines(), command

@@ -16,11 +16,16 @@ from typing import Any
 import ziggurat
 from ziggurat import data, errors, extraction, registry, testing
 from ziggurat.backbone import Backbone, Family, FeatureInfo, Plan
+from ziggurat.extraction import opening
 from ziggurat.facts import Fact
 from ziggurat.registry import catalog
 from ziggurat.weights.converting import convert_checkpoint
 
 DOCS = Path(__file__).parents[1] / "docs"
+
+MANY = ("Score", "class_labels", "classify_images", "embed_images", "extract_images", "image_transform", "EmbeddingWriter",
+        "open_writer", "draw_pyramid", "heat_rgb", "pca_rgb", "pyramid_picture")
+ON_DISK = [name for name in extraction.__all__ if name not in MANY and callable(getattr(extraction, name))]
 
 SECTIONS: list[tuple[str, list[Any]]] = [
     ("Creating", [ziggurat.create_model, ziggurat.models.build_model_with_cfg, ziggurat.parse_model_name]),
@@ -31,7 +36,9 @@ SECTIONS: list[tuple[str, list[Any]]] = [
     ("Modules that are no family", [ziggurat.as_backbone]),
     ("Writing a family", [Plan, Family, testing.check_backbone]),
     ("An image to an input", [data.resolve_model_data_config, data.create_transform, data.open_image, data.find_images]),
-    ("Many images", [getattr(extraction, name) for name in extraction.__all__]),
+    ("Many images", [getattr(extraction, name) for name in MANY]),
+    ("Very many images, on the disk", [ziggurat.extract, ziggurat.open, opening.Run, opening.View,
+                                       *(getattr(extraction, name) for name in ON_DISK), ziggurat.Embedder]),
     ("Errors", [getattr(errors, name) for name in errors.__all__]),
 ]
 
