@@ -3,8 +3,9 @@
     with Decoders(8, Preprocessing.of(model)) as decoders:
         for found in decoders.map(items):           # pixels uint8 (H, W, C), or the Failure that says what is wrong
 
-An image that hangs its decoder, crashes it or exhausts its memory is tried a second time, alone in a process; it is filed
-only when the same happens again. So a decoder that is killed from outside costs no image, and an image no neighbour.
+An image that hangs its decoder, crashes it or exhausts its memory is tried again, alone in a process; it is filed when
+the same happens a second time (a fourth, if the process was killed: that may come from outside, and tells least of the
+image). So a decoder that is killed costs no image, and an image no neighbour.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import struct
 import threading
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile
 
+from ..errors import BadArgument
 from .decoding import DecodeFailure, Preprocessing, decode
 from .failures import Failure
 from .sources import Item, ReadFailure, read_bytes
@@ -41,13 +43,15 @@ __all__ = ["Decoders"]
 
 CHUNK = 8  # consecutive images for one process, so that it reads on where it was in a tar or a Parquet row group
 BACK_OFF = 0.25  # seconds before a transient error is tried again; doubled each time
-REPORTS = 4  # images that a process reports together, if they are done as soon as SOON seconds
-SOON = 0.01
+SOON = 0.005  # seconds for which a process gathers what it reports
 REMOTE_READERS = 8  # images that a process reads at once from addresses such as s3://; from a disk, the next one
 TICK = 0.2  # seconds between looks at how long decoding takes
 PATIENCE = 3.0  # seconds for a process to end by itself
 
 IDLE, READING, DECODING = range(3)
+
+OFTEN = {-9: (4, "four times"), -15: (4, "four times")}  # after how many deaths by SIGKILL and SIGTERM an image is filed
+TWICE = (2, "twice")  # by any other, and of other causes
 
 Read = Callable[[Item], bytes]
 Decode = Callable[[bytes, Preprocessing], np.ndarray]
@@ -74,7 +78,7 @@ class _Task:
     is_done: bool = False
     failure: Failure | None = None
     read: tuple[int, str] = (-1, "")  # bytes and their hash, known of what is tried alone
-    seen: set[tuple[str, str, str]] = field(default_factory=set)  # what has happened to it once
+    seen: Counter[str] = field(default_factory=Counter)  # what has happened to it, and how often
 
 
 @dataclass(eq=False)
@@ -85,6 +89,11 @@ class _Worker:
     pipe: connection.Connection
     hands: dict[int, _Task] = field(default_factory=dict)
     overdue: _Task | None = None
+
+    @property
+    def is_isolating(self) -> bool:
+        """Whether it has an image that is to be alone."""
+        return any(task.is_alone for task in self.hands.values())
 
 
 class _Board:
@@ -129,8 +138,8 @@ class Decoders:
     ) -> None:
         ahead = max(1, 32 * count) if ahead is None else ahead
         if count < 0 or retries < 0 or ahead < 1 or not timeout > 0:
-            raise ValueError(f"count={count}, retries={retries}, ahead={ahead}, timeout={timeout}: "
-                             "count and retries are 0 or more, ahead 1 or more, timeout above 0 seconds")
+            raise BadArgument(f"count={count}, retries={retries}, ahead={ahead}, timeout={timeout}: "
+                              "count and retries are 0 or more, ahead 1 or more, timeout above 0 seconds")
         self.count = count
         self.timeout = timeout
         self.read_here = read_here
@@ -247,8 +256,7 @@ class Decoders:
         """Gives waiting tasks to the processes that have least; one that is to be alone gets a process that has nothing."""
         if not self._queue and not self._alone:
             return
-        by_load = sorted((w for w in self._workers if not any(task.is_alone for task in w.hands.values())),
-                         key=lambda worker: len(worker.hands))
+        by_load = sorted((worker for worker in self._workers if not worker.is_isolating), key=lambda worker: len(worker.hands))
         emptied, others = by_load[: len(self._alone)], by_load[len(self._alone) :]
         for worker in emptied:
             if not worker.hands:
@@ -338,10 +346,10 @@ class Decoders:
             self._board.stages[slot] = IDLE
         if worker.overdue is not None:
             blamed = [task for task in worker.hands.values() if task is worker.overdue]
-            cause, message = "timeout", f"decoding it took longer than {self.timeout:g} s, twice"
+            times, cause, message = TWICE, "timeout", f"decoding it took longer than {self.timeout:g} s"
         else:
             blamed = [task for slot, task in worker.hands.items() if stages[slot] != IDLE]
-            cause, message = "signal", f"its process {_death(code)}, twice"
+            times, cause, message = OFTEN.get(code or 0, TWICE), "signal", f"its process {_death(code)}"
             self._fruitless = 0 if blamed else self._fruitless + 1
         innocent = [task for task in worker.hands.values() if task not in blamed]
         for task in innocent:
@@ -352,7 +360,7 @@ class Decoders:
         self._queue.extendleft(reversed([task for task in innocent if task.is_wanted and not task.is_alone]))
         for task in blamed:
             stage = "read" if stages[task.slot] == READING else "decode"
-            self._settle(task, Failure(stage, cause, message, *task.read))
+            self._settle(task, Failure(stage, cause, f"{message}, {times[1]}", *task.read), times[0])
         if self._fruitless > self.count + 3:
             raise RuntimeError(
                 f"decoding processes die again and again with no image in their hands; the last {_death(code)}. "
@@ -360,16 +368,17 @@ class Decoders:
             )
         self._start()
 
-    def _settle(self, task: _Task, failure: Failure | None) -> None:
-        """Ends a task, unless what happened may not be its own doing: then it is tried once more, alone."""
+    def _settle(self, task: _Task, failure: Failure | None, times: int = TWICE[0]) -> None:
+        """Ends a task, unless what happened may not be its own doing: then it is tried again, alone."""
         if not task.is_wanted:
             self._free.append(task.slot)
             return
-        if failure is not None and failure.cause in ("timeout", "signal", "memory") and failure[:3] not in task.seen:
-            task.seen.add(failure[:3])
-            task.is_alone = False
-            self._alone.append(task)
-            return
+        if failure is not None and failure.cause in ("timeout", "signal", "memory"):
+            task.seen[failure.message] += 1
+            if task.seen[failure.message] < times:
+                task.is_alone = False
+                self._alone.append(task)
+                return
         task.failure, task.is_done = failure, True
 
 
@@ -420,10 +429,9 @@ def _work(pipe: connection.Connection, board: _Board, job: _Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     torch.set_num_threads(1)
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = job.pillow
-    reading = _Reading(pipe, board, job)
+    reading, reports, slots = _Reading(pipe, board, job), _Reports(pipe), board.pixels()
     found: _Found | None = None
     try:
-        slots, reports = board.pixels(), _Reports(pipe)
         while True:
             found = reading.next()
             if isinstance(found.data, Exception):
@@ -443,35 +451,43 @@ def _work(pipe: connection.Connection, board: _Board, job: _Job) -> None:
                 board.stages[found.slot] = IDLE
                 failure = pixels if isinstance(pixels, Failure) else None
                 reports.add(found.slot, failure, found.seconds, time.perf_counter() - start)
-            if reading.is_empty() or reports.are_due():
-                reports.send()
     except BrokenPipeError:
         os._exit(0)
     except BaseException:
         with suppress(OSError):
-            pipe.send([("error", found.slot if found else -1, traceback.format_exc())])
+            reports.send([("error", found.slot if found else -1, traceback.format_exc())])
         os._exit(1)
 
 
 class _Reports:
-    """What is to be told to the parent, several images at a time: a message costs both sides more than an image's copy."""
+    """What is to be told to the parent, gathered for a moment by a thread: a message costs more than an image's copy.
+
+    Being a thread, it tells of an image that is done even if the next one hangs.
+    """
 
     def __init__(self, pipe: connection.Connection) -> None:
         self.pipe = pipe
-        self.waiting: list[tuple[Any, ...]] = []
-        self.since = 0.0
+        self.sending = threading.Lock()
+        self.waiting: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        threading.Thread(target=self._send_all, daemon=True).start()
 
     def add(self, slot: int, failure: Failure | None, reading: float, decoding: float) -> None:
-        if not self.waiting:
-            self.since = time.monotonic()
-        self.waiting.append(("done", slot, failure, reading, decoding))
+        self.waiting.put(("done", slot, failure, reading, decoding))
 
-    def are_due(self) -> bool:
-        return len(self.waiting) >= REPORTS or time.monotonic() - self.since > SOON
+    def send(self, reports: list[tuple[Any, ...]]) -> None:
+        with self.sending:
+            self.pipe.send(reports)
 
-    def send(self, first: Iterable[tuple[Any, ...]] = ()) -> None:
-        self.pipe.send([*self.waiting, *first])
-        self.waiting = []
+    def _send_all(self) -> None:
+        try:
+            while True:
+                reports = [self.waiting.get()]
+                time.sleep(SOON)
+                while not self.waiting.empty():
+                    reports.append(self.waiting.get())
+                self.send(reports)
+        except OSError:  # there is no parent any more
+            os._exit(0)
 
 
 class _Reading:
@@ -491,9 +507,6 @@ class _Reading:
         found = self.found.get()
         self.room.release()
         return found
-
-    def is_empty(self) -> bool:
-        return self.found.empty()
 
     def _receive(self) -> None:
         try:
@@ -558,7 +571,7 @@ def _limit_sending(pipe: connection.Connection, seconds: float) -> None:
     if os.name == "posix":
         with socket.socket(fileno=os.dup(pipe.fileno())) as end:
             end.setblocking(True)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds) + 1, 0))
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(min(seconds, 1e6)) + 1, 0))
 
 
 @contextmanager
