@@ -7,7 +7,7 @@ import pytest
 
 from ziggurat.errors import BadArgument, MissingExtra
 from ziggurat.extraction import plan as module
-from ziggurat.extraction.plan import Difference, Plan
+from ziggurat.extraction.plan import Difference, Plan, PlanFile
 from ziggurat.extraction.sources import Item, list_inputs
 
 pytest.importorskip("pyarrow")
@@ -132,3 +132,17 @@ def test_without_pyarrow(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtra, match=r"pip install 'ziggurat\[extract\]'"):
         Plan.make(ITEMS)
+
+
+def test_a_saved_plan_is_read_a_stretch_at_a_time(tmp_path):
+    plan = Plan.make(ITEMS[:90]).extended([*ITEMS, item(200)])
+    plan.save(tmp_path / "plan.parquet")
+    kept = PlanFile(tmp_path / "plan.parquet")
+    assert len(kept) == 101 and not kept.in_process_only
+    for start, stop in ((0, 5), (15, 17), (16, 32), (10, 60), (95, 200), (100, 101), (40, 40), (200, 300)):
+        assert kept.items(start, stop) == plan.items(start, stop)
+        assert kept.keys(start, stop) == plan.keys(start, stop)
+    assert kept._kept.cache_info().currsize == 2
+    Plan.make([item(1), item(2)._replace(container="memory://2.jpg")]).save(tmp_path / "plan.parquet")
+    assert PlanFile(tmp_path / "plan.parquet").in_process_only
+    assert Plan.load(tmp_path / "plan.parquet").in_process_only

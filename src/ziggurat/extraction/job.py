@@ -32,7 +32,7 @@ from .failures import failures_table, read_failures, write_failures
 from .forward import Forward, make_forward
 from .manifest import ABOUT, Manifest
 from .outputs import Outputs, bytes_per_image, check_installed
-from .plan import Plan
+from .plan import Plan, PlanFile
 from .progress import Cause, Event, Finished, Planned, Progress, Resumed, Unit, Verified
 from .sources import Item, list_inputs
 from .stores import finalise, read_unit
@@ -587,7 +587,7 @@ def _causes(out: Path) -> tuple[Cause, ...]:
 
 def _prove(out: Path, emit: Listener) -> Summary:
     """Checks all units; writes failures.parquet and _SUCCESS, or sets damaged units aside."""
-    manifest, plan = Manifest.load(out), Plan.load(out / ABOUT / "plan.parquet")
+    manifest, plan = Manifest.load(out), PlanFile(out / ABOUT / "plan.parquet")
     problems: list[str] = []
     with ThreadPoolExecutor(min(4, available_cores())) as pool:
         for unit, problem in enumerate(pool.map(lambda unit: _problem(out, manifest, plan, unit), range(len(manifest.units)))):
@@ -619,7 +619,7 @@ def _prove(out: Path, emit: Listener) -> Summary:
     return status(out)
 
 
-def _problem(out: Path, manifest: Manifest, plan: Plan, unit: int) -> str | None:
+def _problem(out: Path, manifest: Manifest, plan: PlanFile, unit: int) -> str | None:
     """What is wrong with a committed unit."""
     facts = sidecar(out, unit)
     if facts is None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
-from itertools import islice
+from itertools import accumulate, islice
+from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import BadArgument, MissingExtra
@@ -15,9 +17,10 @@ from .sources import Item, refreshed
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Difference", "Plan"]
+__all__ = ["Difference", "Plan", "PlanFile"]
 
 CHUNK = 1 << 16  # rows of one record batch and of one row group: what is made or replaced at a time
+IN_PROCESS_ONLY = b"in_process_only"  # in the file's metadata, where `Plan.in_process_only` is true
 
 
 class Difference(NamedTuple):
@@ -64,11 +67,13 @@ class Plan:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as Parquet. Equal plans give equal bytes (of one version of pyarrow)."""
         _, pq = _arrow()
-        with pq.ParquetWriter(os.fspath(path), self.table.schema, version="2.6", data_page_version="1.0",
+        schema = self.table.schema.with_metadata({IN_PROCESS_ONLY: ""} if self.in_process_only else None)
+        with pq.ParquetWriter(os.fspath(path), schema, version="2.6", data_page_version="1.0",
                               compression="zstd", compression_level=1, use_dictionary=["container", "stamp"],
                               write_statistics=["row", "key"]) as file:
             for start in range(0, len(self), CHUNK):  # of its own chunks, however the table came to be
-                file.write_table(self.table.slice(start, CHUNK).combine_chunks(), row_group_size=CHUNK)
+                part = self.table.slice(start, CHUNK).combine_chunks().replace_schema_metadata(schema.metadata)
+                file.write_table(part, row_group_size=CHUNK)
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -153,6 +158,40 @@ class Plan:
     def _every_key(self) -> Iterator[str]:
         for start in range(0, len(self), CHUNK):
             yield from self.keys(start, start + CHUNK)
+
+
+class PlanFile:
+    """A saved plan of which no more is in memory than two row groups, of 65,536 rows: for those who need a unit at a time."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        _, pq = _arrow()
+        self._file = pq.ParquetFile(os.fspath(path))
+        facts = self._file.metadata
+        self._starts = list(accumulate((facts.row_group(number).num_rows for number in range(facts.num_row_groups)), initial=0))
+        self._lock = Lock()  # units are read and written on different threads
+        self._kept = lru_cache(maxsize=2)(self._file.read_row_group)
+        self.in_process_only = IN_PROCESS_ONLY in (self._file.schema_arrow.metadata or {})
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def items(self, start: int, stop: int) -> list[Item]:
+        """The items of the rows start <= row < stop."""
+        return self._part(start, stop).items()
+
+    def keys(self, start: int, stop: int) -> list[str]:
+        """The keys of the rows start <= row < stop."""
+        return self._part(start, stop).keys()
+
+    def _part(self, start: int, stop: int) -> Plan:
+        pa, _ = _arrow()
+        stop = min(stop, len(self))
+        if start >= stop:
+            return Plan(_table([]))
+        groups = range(bisect_right(self._starts, start) - 1, bisect_left(self._starts, stop))
+        with self._lock:
+            table = pa.concat_tables([self._kept(number) for number in groups])
+        return Plan(table.slice(start - self._starts[groups.start], stop - start))
 
 
 def _refuse_twins(ordered: list[Item]) -> None:

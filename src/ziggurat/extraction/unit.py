@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -15,19 +18,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .. import __version__
 from ..backbone import Backbone
-from ..errors import ChangedRun
-from .commit import write_json
+from ..errors import ChangedRun, IncompleteRun
+from .commit import sha256_of, size_of, write_json
 from .decoding import Preprocessing
 from .failures import Failure, failures_table, read_failures, write_failures
 from .forward import Forward, make_forward
 from .manifest import ABOUT, Manifest
-from .plan import Plan
+from .plan import PlanFile
 from .sources import Item
-from .stores import read_unit, write_unit
+from .stores import FileFact, read_unit, write_unit
 from .workers import Decoders
 
-__all__ = ["Report", "UnitRunner", "load_model", "sidecar", "sidecar_path", "weights_sha256"]
+__all__ = ["Report", "UnitRunner", "disk_sentence", "load_model", "sidecar", "sidecar_path", "versions_of", "weights_sha256"]
 
 STAGES = ("read", "decode", "forward", "write")
 
@@ -56,9 +60,10 @@ class UnitRunner:
     Images have fixed places: position p of a unit is in batch p // batch_size, at slot p % batch_size, and what has no
     image there is zeros. So neither timing nor the failure of a neighbour reaches the numbers of an image.
 
-    The network is `forward`, or made of `model`, or of the model that the manifest names; weights that are not those of
-    the run raise `ChangedRun`. `workers` are decoder processes (0: decode in this one). Plain numbers in the constructor, so that engines can
-    make it in their own processes; `run(unit)` and `runner({"item": unit})` are what they call.
+    The network is `forward`, or made of `model`, or of the model that the manifest names. Weights, or versions of what
+    computes, that are not those of the run raise `ChangedRun`. `workers` are decoder processes (0: decode in this one).
+    Plain numbers in the constructor, so that engines can make it in their own processes; `run(unit)` and
+    `runner({"item": unit})` are what they call. A disk that refuses what is written raises `IncompleteRun`.
     """
 
     def __init__(
@@ -74,8 +79,12 @@ class UnitRunner:
     ) -> None:
         self.dest = Path(dest)
         self.manifest = manifest = Manifest.load(dest)
-        self.plan = Plan.load(self.dest / ABOUT / "plan.parquet")
+        self.plan = PlanFile(self.dest / ABOUT / "plan.parquet")
         self.preprocessing = Preprocessing.from_stamp(manifest.preprocessing)
+        here = dataclasses.replace(manifest, preprocessing=self.preprocessing.stamp(), versions=versions_of(manifest.backend))
+        if changes := manifest.differences(here):
+            raise ChangedRun(f"what computes here is not what {str(dest)!r} was begun with:\n  " + "\n  ".join(changes) +
+                             "\ninstall the same versions, or start over with --fresh")
         if forward is None:
             if model is None:
                 model = load_model(manifest.model, has_head=manifest.outputs.logits)
@@ -124,15 +133,15 @@ class UnitRunner:
         `after_batch(images, failures)` is called behind each batch; what it raises ends the run, and the units in flight
         leave nothing.
         """
-        yield from self._run(units, lambda unit: range(*self.manifest.units[unit]), after_batch)
+        yield from self._run(units, lambda unit: range(*self.manifest.units[unit]), after_batch, keeps=False)
 
     def retry_all(self, units: Sequence[int], after_batch: Callable[[int, int], None] | None = None) -> Iterator[Report]:
         """Computes the failed images of units anew, and writes those units with the rows that they had and the new."""
-        yield from self._run(units, lambda unit: failed_rows(self.dest, unit), after_batch)
+        yield from self._run(units, lambda unit: failed_rows(self.dest, unit), after_batch, keeps=True)
 
     def _run(
         self, units: Sequence[int], rows_of: Callable[[int], Sequence[int]],
-        after_batch: Callable[[int, int], None] | None,
+        after_batch: Callable[[int, int], None] | None, keeps: bool,
     ) -> Iterator[Report]:
         pending: Future[Report] | None = None
         collected = _Collected()
@@ -143,7 +152,7 @@ class UnitRunner:
             if batch.is_last:
                 if pending is not None:
                     yield pending.result()  # no more than one unit waits to be written
-                pending = self.writer.submit(self._commit, batch.unit, collected)
+                pending = self.writer.submit(self._commit, batch.unit, collected, keeps)
                 collected = _Collected()
         if pending is not None:
             yield pending.result()
@@ -199,9 +208,17 @@ class UnitRunner:
 
     # ---------------------------------------------------------------- the disk
 
-    def _commit(self, unit: int, found: _Collected) -> Report:
-        """Writes a unit: its data, its failures, and last the sidecar that makes it done."""
+    def _commit(self, unit: int, found: _Collected, keeps: bool) -> Report:
+        """Writes a unit: its data, its failures, and last the sidecar that makes it done; with the rows that it `keeps`."""
         started = time.perf_counter()
+        try:
+            report = self._written(unit, found, keeps)
+        except OSError as error:
+            raise IncompleteRun(disk_sentence(error)) from error
+        self.write_seconds += time.perf_counter() - started
+        return report
+
+    def _written(self, unit: int, found: _Collected, keeps: bool) -> Report:
         manifest = self.manifest
         start, stop = manifest.units[unit]
         rows = np.array(found.rows, np.int64)
@@ -211,12 +228,12 @@ class UnitRunner:
             for name, shape in manifest.shapes.items()
         }
         path = sidecar_path(self.dest, unit)
-        if path.exists():  # a retry: the rows that were good are kept as they are
+        if keeps:
             kept_rows, _, kept = read_unit(self.dest, manifest.outputs, unit)
             order = np.argsort(np.concatenate([kept_rows, rows]), kind="stable")
             rows = np.concatenate([kept_rows, rows])[order]
             values = {name: np.concatenate([kept[name], value])[order] for name, value in values.items()}
-            path.unlink()  # from here on the unit is to be redone, until its new sidecar is there
+        path.unlink(missing_ok=True)  # from here on the unit is to be redone, until its new sidecar is there
         keys = self.plan.keys(start, stop)
         files = write_unit(self.dest, manifest.outputs, unit, rows, [keys[row - start] for row in rows], values,
                            {"model": manifest.model["name"], "preprocessing": manifest.preprocessing["id"]})
@@ -226,6 +243,7 @@ class UnitRunner:
         table = failures_path(self.dest, unit)
         if failures:
             write_failures(table, failures_table(failures), self.dest / ABOUT / "partial")
+            files.append(FileFact(table.relative_to(self.dest).as_posix(), size_of(table), sha256_of(table)))
         else:
             table.unlink(missing_ok=True)
         causes = Counter(f"{failure['stage']}/{failure['cause']}" for failure in failures)
@@ -233,7 +251,6 @@ class UnitRunner:
             "unit": unit, "start": start, "stop": stop, "rows": len(rows), "failures": dict(sorted(causes.items())),
             "files": [file._asdict() for file in files],
         }, self.dest / ABOUT / "partial")
-        self.write_seconds += time.perf_counter() - started
         return Report(unit, len(rows), dict(causes))
 
 
@@ -272,12 +289,19 @@ def failed_rows(dest: Path, unit: int) -> list[int]:
 
 
 def sidecar(dest: Path, unit: int) -> dict[str, Any] | None:
-    """What a committed unit says of itself; None for one that is not done."""
+    """What a committed unit says of itself; None for one that is not done, as also where a crash left no JSON."""
     try:
-        facts: dict[str, Any] = json.loads(sidecar_path(dest, unit).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        facts = json.loads(sidecar_path(dest, unit).read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
-    return facts
+    is_whole = isinstance(facts, dict) and {"unit", "start", "stop", "rows", "failures", "files"} <= facts.keys()
+    return facts if is_whole else None
+
+
+def disk_sentence(error: OSError) -> str:
+    """What a disk has refused, and what to do."""
+    where = f" ({error.filename})" if error.filename else ""
+    return f"the disk refused: {error.strerror or error}{where}; make room or mend it, and give the same command"
 
 
 # -------------------------------------------------------------------- the model
@@ -313,6 +337,14 @@ def weights_sha256(model: Backbone) -> str:
         if tensor.numel():
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def versions_of(backend: str) -> dict[str, str]:
+    """What computes the numbers, with its version."""
+    found = {"ziggurat": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    if backend == "openvino":
+        found["openvino"] = version("openvino")
+    return found
 
 
 def available_cores() -> int:
