@@ -1,10 +1,12 @@
 """A script for test_engines: two nodes of Ray on this machine, of which one is killed while both extract.
 
-    python on_ray.py FEW IMAGES CHECKPOINT DEST        writes what happened to DEST.json
+    python on_ray.py IMAGES CHECKPOINT DEST < PROGRAM        writes what happened to DEST.json
 
-`Embedder` takes the FEW images by itself; IMAGES go to DEST.
+PROGRAM, which uses Ray, is run before the nodes extract.
 """
 
+import contextlib
+import io
 import json
 import logging
 import os
@@ -13,27 +15,18 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import ray
 import ray.data
 from ray.cluster_utils import Cluster
-from running import MODEL, children, run
-
-import ziggurat
+from running import children, run
 
 
-def vectors(images: str, checkpoint: str) -> list[float | None]:
-    """The sum of each image's features, made by `map_batches` with actors; None for a bad one."""
-    dataset = ray.data.read_binary_files(images, include_paths=True).map_batches(
-        ziggurat.Embedder,
-        fn_constructor_args=(MODEL,),
-        fn_constructor_kwargs=dict(column="bytes", checkpoint=checkpoint, size=64, threads=1, device="cpu", batch_size=4),
-        compute=ray.data.ActorPoolStrategy(size=1),
-        batch_size=4,
-    )
-    dataset.context.enable_progress_bars = False
-    rows = sorted(dataset.take_all(), key=lambda row: row["path"])
-    return [None if row["failure"] else float(np.float64(row["embedding"]).sum()) for row in rows]
+def printed(program: str) -> str:
+    """What a program prints that runs on this cluster."""
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        exec(compile(program, "docs/extraction.md", "exec"), {"__name__": "docs"})
+    return told.getvalue()
 
 
 def worker(raylet: int) -> int | None:
@@ -41,7 +34,7 @@ def worker(raylet: int) -> int | None:
     return next((pid for pid in children(raylet) if b"MapWorker" in Path(f"/proc/{pid}/cmdline").read_bytes() and children(pid)), None)
 
 
-def main(few: str, images: str, checkpoint: str, dest: str) -> None:
+def main(images: str, checkpoint: str, dest: str) -> None:
     node = dict(num_cpus=1, object_store_memory=80 << 20)
     cluster = Cluster(initialize_head=True, head_node_args={
         **node, "include_dashboard": False, "_system_config": {"health_check_period_ms": 1000}})
@@ -49,7 +42,7 @@ def main(few: str, images: str, checkpoint: str, dest: str) -> None:
     raylet = other.all_processes["raylet"][0].process.pid
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    found = {"vectors": vectors(few, checkpoint), "killed": None, "left": []}
+    found = {"printed": printed(sys.stdin.read()), "killed": None, "left": []}
 
     def kill() -> None:
         units = Path(dest, "_ziggurat", "units")

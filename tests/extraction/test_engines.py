@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -14,10 +15,19 @@ from running import FLAGS, MODEL, pictures, run, written
 
 import ziggurat
 from ziggurat.errors import BadArgument, IncompleteRun, MissingExtra
-from ziggurat.extraction import engines, status
+from ziggurat.extraction import CAUSES, engines, status
+from ziggurat.extraction.job import EXIT_CODES
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PAGE = (ROOT / "docs" / "extraction.md").read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 UNITS = 20
+
+
+def shown(program: str) -> list[str]:
+    """What the page says that a program prints."""
+    return [line.removeprefix("# ") for line in program.splitlines() if line.startswith("# ")]
 
 
 @pytest.fixture(scope="module")
@@ -114,24 +124,37 @@ def test_torchrun(images, checkpoint, expected, tmp_path):
 
 
 def test_ray_with_two_nodes_of_which_one_is_killed(images, checkpoint, expected, tmp_path):
-    few = pictures(tmp_path / "few", 6)
-    (few / "00004.jpg").write_bytes(b"broken")
+    """And the program for Ray Data on the page about extraction, on the same cluster."""
+    (program,) = [program for program in PROGRAMS if "map_batches" in program]
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     out = tmp_path / "out"
     # Ray warns of itself, and so its process has filters of its own
-    done = subprocess.run([sys.executable, HERE / "on_ray.py", few, images, checkpoint, out], capture_output=True, text=True,
-                          timeout=180, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])})
+    done = subprocess.run([sys.executable, HERE / "on_ray.py", images, checkpoint, out], input=program, cwd=tmp_path,
+                          capture_output=True, text=True, timeout=180,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])})
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.with_suffix(".json").read_text())
     assert 2 <= found["killed"] < UNITS - 2, "the node was to die while units were being computed"
     assert found["left"] == [], "processes of the node that was killed are still there"
     assert (found["state"], found["rows"], found["failures"]) == ("quarantined", 8 * UNITS - 1, {"decode/not_an_image": 1})
     assert written(out) == expected
-    embed = ziggurat.Embedder(MODEL, checkpoint=str(checkpoint), size=64, threads=1, device="cpu", batch_size=4)
-    ours = embed({"image": sorted(few.iterdir())})
-    assert ours["failure"] == ["", "", "", "", "not_an_image", ""]
-    sums = ours["embedding"].astype("float64").sum(1)
-    assert found["vectors"][4] is None
-    assert found["vectors"][:4] + found["vectors"][5:] == pytest.approx([*sums[:4], sums[5]], rel=1e-6)
+    assert [line for line in found["printed"].splitlines() if "(raylet)" not in line] == shown(program)
+
+
+def test_the_program_for_datasets(capsys, monkeypatch, tmp_path):
+    (program,) = [program for program in PROGRAMS if "datasets" in program]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    exec(compile(program, "docs/extraction.md", "exec"), {"__name__": "docs"})
+    assert capsys.readouterr().out.splitlines() == shown(program)
+
+
+def test_the_page_about_extraction():
+    """Its tables of causes and exit statuses are the program's, and no program on it is left out above."""
+    assert dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|$", PAGE.split("## Failures")[1].split("\n## ")[0], re.M)) == CAUSES
+    assert len(PROGRAMS) == 2
+    told = re.search(r"exit status\*\*: (\d) complete, (\d) complete and some images failed, (\d) to be gone on with, (\d) an error", PAGE)
+    assert [int(code) for code in told.groups()] == [EXIT_CODES[state] for state in ("complete", "quarantined", "resumable", "stopped")]
 
 
 def test_ray_that_is_not_installed(monkeypatch, tmp_path):
