@@ -201,10 +201,10 @@ class _Worker:
                 stream.write(b".")
             if begun.stat().st_size > ATTEMPTS:
                 raise IncompleteRun(f"unit {unit} ended its worker {ATTEMPTS} times, perhaps for want of memory; give workers "
-                                    "more of it, or a smaller --batch, and give the same command")
+                                    "more of it and the same command, or start over with a smaller --unit or --batch")
             self.runner = self.runner or UnitRunner(self.dest, **self.options)
             self.runner.run(unit)
-            begun.unlink()
+            begun.unlink(missing_ok=True)
         return sidecar(self.dest, unit)
 
 
