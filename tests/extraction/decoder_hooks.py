@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def read(item):
         raise ReadFailure("unavailable", "503 Slow Down", True)
     if word == "read-segv":
         os.kill(os.getpid(), signal.SIGSEGV)
+        time.sleep(1000)
     return item.container.encode()
 
 
@@ -55,6 +57,8 @@ def decode(data, preprocessing):
         raise DecodeFailure("decode", "corrupt", "broken data stream")
     elif word == "exit":
         os._exit(7)
+    elif word == "later":  # what it has damaged shows when it is done
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGABRT)).start()
     elif word == "bug":
         raise KeyError("a bug")
     elif word == "slow":

@@ -28,7 +28,7 @@ from ziggurat.extraction.workers import Decoders
 SMALL = Preprocessing((8, 8))
 PHOTOS = sorted((Path(__file__).parents[2] / "examples" / "photos").glob("*.jpg"))
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
 
 
 def items_of(texts):
@@ -105,7 +105,7 @@ def expected(stage, cause, message, text=None):
     return Failure(stage, cause, message, *facts)
 
 
-def test_every_mishap_costs_its_own_image_alone(tmp_path):
+def test_every_mishap_costs_its_own_image_alone():
     """In whatever number of processes, and word for word the same."""
     mishaps = {
         "hang": expected("decode", "timeout", "decoding it took longer than 0.8 s, twice", "hang"),
@@ -163,6 +163,13 @@ def test_decoders_killed_from_outside_cost_no_image():
 def test_processes_that_die_at_their_start_are_not_started_for_ever():
     with Decoders(2, SMALL, decode=hooks.Unloadable()) as decoders, pytest.raises(RuntimeError, match=r"exit code 7.*__main__"):
         list(decoders.map(items_of(["grey 1"] * 20)))
+
+
+def test_a_process_that_dies_between_two_images_costs_none():
+    """The image that is to blame is done when its process dies, so nothing is to be filed; and it does not go on for ever."""
+    texts = [text for number in range(8) for text in ("later 7", f"slow {number}", *["grey 3"] * 4)]
+    found = run(2, texts, ahead=64)
+    assert found == [int(text.split()[1]) for text in texts]
 
 
 def test_an_error_that_is_ours_is_raised_and_says_where():
@@ -225,6 +232,16 @@ def test_files_are_decoded_as_here_and_under_the_same_limit(tmp_path, monkeypatc
     assert large.cause == "too_large" and isinstance(small, np.ndarray)
 
 
+def test_an_image_that_is_done_does_not_wait_for_one_that_hangs():
+    with Decoders(1, SMALL, timeout=1000, read=hooks.read, decode=hooks.decode) as decoders:
+        assert told(next(decoders.map(items_of(["grey 9", "hang"])))) == 9
+
+
+def test_without_a_fork_server_processes_are_spawned(monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    assert run(1, ["grey 1", "corrupt", "grey 2"])[::2] == [1, 2]
+
+
 def test_arguments_that_cannot_work_are_refused():
     for wrong in ({"count": -1}, {"timeout": 0}, {"retries": -1}, {"ahead": 0}):
         with pytest.raises(BadArgument, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}"):
@@ -255,23 +272,21 @@ if __name__ == "__main__":
 """
 
 
-def start(text):
-    source = PROGRAM.format(folder=str(Path(__file__).parent), text=text)
-    folder = Path(workers.__file__).parents[2]
-    program = Path(os.environ["PYTEST_PROGRAM"])
-    program.write_text(source)
+def start(text, folder):
+    """The program, and the process ids of its two decoders, of the server that started them, and of Python's tracker."""
+    program = folder / "program.py"
+    program.write_text(PROGRAM.format(folder=str(Path(__file__).parent), text=text))
     process = subprocess.Popen(
         [sys.executable, str(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(Path(workers.__file__).parents[2]), "OMP_NUM_THREADS": "1"},
     )
     return process, [int(pid) for pid in process.stdout.readline().split()]
 
 
 @pytest.mark.parametrize("text", ["slow 1", "hang"])
-def test_nothing_is_left_when_the_program_is_killed(text, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTEST_PROGRAM", str(tmp_path / "program.py"))
+def test_nothing_is_left_when_the_program_is_killed(text, tmp_path):
     shared = sorted(os.listdir("/dev/shm"))
-    process, family = start(text)
+    process, family = start(text, tmp_path)
     assert len(family) == 4 and all(map(is_alive, family))
     process.kill()
     _, errors = process.communicate(timeout=20)
@@ -279,9 +294,8 @@ def test_nothing_is_left_when_the_program_is_killed(text, tmp_path, monkeypatch)
     assert not errors and sorted(os.listdir("/dev/shm")) == shared
 
 
-def test_an_interrupt_from_the_terminal_ends_it_without_a_word(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTEST_PROGRAM", str(tmp_path / "program.py"))
-    process, family = start("slow 1")
+def test_an_interrupt_from_the_terminal_ends_it_without_a_word(tmp_path):
+    process, family = start("slow 1", tmp_path)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130 and not errors

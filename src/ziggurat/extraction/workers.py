@@ -88,6 +88,7 @@ class _Worker:
     process: Any
     pipe: connection.Connection
     hands: dict[int, _Task] = field(default_factory=dict)
+    is_ready: bool = False
     overdue: _Task | None = None
 
     @property
@@ -318,7 +319,9 @@ class Decoders:
         if kind == "error":
             key = repr(worker.hands[slot].item.key) if slot in worker.hands else "its start"
             raise RuntimeError(f"a decoding process met an error that no image explains, at {key}:\n{facts[0]}")
-        if kind == "read":
+        if kind == "ready":
+            worker.is_ready = True
+        elif kind == "read":
             worker.hands[slot].read = facts[0], facts[1]
         else:
             failure, reading, decoding = facts
@@ -337,7 +340,7 @@ class Decoders:
                     _kill(worker.process)  # its pipe ends then
 
     def _bury(self, worker: _Worker) -> None:
-        """Finds out which image a dead process died of, gives the others back, and starts another process."""
+        """Finds out which images a process may have died of, gives the others back, and starts another process."""
         self._workers.remove(worker)
         worker.pipe.close()
         code = _end(worker.process, PATIENCE)
@@ -348,7 +351,9 @@ class Decoders:
             blamed = [task for task in worker.hands.values() if task is worker.overdue]
             times, cause, message = TWICE, "timeout", f"decoding it took longer than {self.timeout:g} s"
         else:
-            blamed = [task for slot, task in worker.hands.items() if stages[slot] != IDLE]
+            # between two images, memory that one of them has damaged may be what it died of: any that it had is suspect
+            blamed = [task for slot, task in worker.hands.items() if stages[slot] != IDLE] or list(worker.hands.values())
+            blamed = blamed if worker.is_ready else []
             times, cause, message = OFTEN.get(code or 0, TWICE), "signal", f"its process {_death(code)}"
             self._fruitless = 0 if blamed else self._fruitless + 1
         innocent = [task for task in worker.hands.values() if task not in blamed]
@@ -363,7 +368,7 @@ class Decoders:
             self._settle(task, Failure(stage, cause, f"{message}, {times[1]}", *task.read), times[0])
         if self._fruitless > self.count + 3:
             raise RuntimeError(
-                f"decoding processes die again and again with no image in their hands; the last {_death(code)}. "
+                f"decoding processes die again and again before they have an image in their hands; the last {_death(code)}. "
                 'If this is a script, what it does must stand under `if __name__ == "__main__":`'
             )
         self._start()
@@ -432,6 +437,7 @@ def _work(pipe: connection.Connection, board: _Board, job: _Job) -> None:
     reading, reports, slots = _Reading(pipe, board, job), _Reports(pipe), board.pixels()
     found: _Found | None = None
     try:
+        reports.send([("ready", -1)])
         while True:
             found = reading.next()
             if isinstance(found.data, Exception):
