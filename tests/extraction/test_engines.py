@@ -130,7 +130,7 @@ def test_ray_with_two_nodes_of_which_one_is_killed(images, checkpoint, expected,
     out = tmp_path / "out"
     # Ray warns of itself, and so its process has filters of its own
     done = subprocess.run([sys.executable, HERE / "on_ray.py", images, checkpoint, out], input=program, cwd=tmp_path,
-                          capture_output=True, text=True, timeout=180,
+                          capture_output=True, text=True, timeout=300,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])})
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.with_suffix(".json").read_text())
