@@ -1,8 +1,12 @@
 """A run as its user sees it: begun, gone on with, refused, extended, retried, verified."""
 
+import errno
 import json
 import os
+import re
 import shutil
+import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,8 +16,8 @@ import torch
 import ziggurat
 from commanding import ziggurat_
 from extraction.running import FLAGS, MODEL, SMALL, picture, pictures, run, written
-from ziggurat.errors import BadArgument, ChangedRun
-from ziggurat.extraction import retry, status, verify
+from ziggurat.errors import BadArgument, ChangedRun, IncompleteRun
+from ziggurat.extraction import job, retry, status, verify
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +100,16 @@ def test_bytes_depend_neither_on_workers_nor_on_other_images(photos, finished, t
 
 
 @pytest.mark.parametrize("change, named", [
-    (dict(dtype="f32"), "outputs.dtype: f16 in this run, f32 now"),
-    (dict(logits=True, embed=True), "outputs.logits: False in this run, True now"),
-    (dict(size=96), "preprocessing.size: [64, 64] in this run, [96, 96] now"),
-    (dict(decode="reference"), "preprocessing.decode: exact in this run, reference now"),
-    (dict(batch_size=2), "batch_size: 4 in this run, 2 now"),
-    (dict(model="resnet18"), "model.name: resnet10t in this run, resnet18 now"),
-    (dict(precision="bf16"), "precision: fp32 in this run, bf16 now"),
+    (dict(dtype="f32"), "--dtype: f16 in this run, f32 now"),
+    (dict(logits=True, embed=True), "--logits: no in this run, yes now"),
+    (dict(size=96), "--size: 64,64 in this run, 96,96 now"),
+    (dict(decode="reference"), "--decode: exact in this run, reference now"),
+    (dict(batch_size=2), "--batch (batch_size): 4 in this run, 2 now"),
+    (dict(model="resnet18"), "--model: resnet10t in this run, resnet18 now"),
+    (dict(precision="bf16"), "--precision: fp32 in this run, bf16 now"),
 ])
 def test_another_fingerprint_is_refused(photos, one_run, change, named):
-    with pytest.raises(ChangedRun, match=named.replace("[", r"\[").replace("]", r"\]").replace(".", r"\.")):
+    with pytest.raises(ChangedRun, match=re.escape(named)):
         run(photos, one_run, **change)
     assert status(one_run).exit_code == 3
 
@@ -236,6 +240,232 @@ def test_a_systematic_failure_stops_the_run(tmp_path):
     assert written(tmp_path / "strict") == written(tmp_path / "patient")
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A folder of 12 images, two of them bad, in two units; a run of it; and what that has written."""
+    folder = pictures(tmp_path_factory.mktemp("small") / "in", 12)
+    for number in (2, 9):
+        (folder / f"{number:05d}.jpg").write_bytes(picture(number)[:300])
+    out = folder.parent / "out"
+    assert run(folder, out, workers=0).state == "quarantined"
+    return folder, out, written(out)
+
+
+DAMAGE = {
+    "a sidecar without a word": lambda out: (out / "_ziggurat/units/000001.json").write_bytes(b""),
+    "a sidecar of another kind": lambda out: (out / "_ziggurat/units/000001.json").write_bytes(b"[1]"),
+    "a sidecar gone": lambda out: (out / "_ziggurat/units/000001.json").unlink(),
+    "failures gone": lambda out: (out / "_ziggurat/failures/000001.parquet").unlink(),
+    "failures cut": lambda out: (out / "_ziggurat/failures/000001.parquet").write_bytes(b"PAR1"),
+    "all failures gone": lambda out: (out / "failures.parquet").unlink(),
+    "numbers cut": lambda out: (out / "embedding/000001.parquet").write_bytes(b"PAR1"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("first", [verify, retry, None])
+def test_what_a_crash_of_the_file_system_leaves_is_found_and_made_anew(damage, first, small, tmp_path):
+    """Whichever command comes first; a retry must not keep numbers that are not those that were written."""
+    folder, finished, expected = small
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    DAMAGE[damage](out)
+    status(out)
+    if first is not None:
+        found = first(out, **({"workers": 0} if first is retry else {}))
+        assert found.exit_code == (3 if damage == "all failures gone" else 4)
+        if found.exit_code == 4:
+            with pytest.raises(IncompleteRun):
+                ziggurat.open(out)
+    elif run(folder, out, workers=0).exit_code == 4:
+        assert damage in ("failures gone", "failures cut", "numbers cut")  # told by the proof at the end
+    assert run(folder, out, workers=0).exit_code == 3
+    assert written(out) == expected
+
+
+def test_a_run_without_its_plan_or_manifest_is_told(small, tmp_path):
+    folder, finished, expected = small
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    (out / "failures.parquet").unlink()
+    with pytest.raises(IncompleteRun):
+        ziggurat.open(out)
+    for name, said in (("plan.parquet", "cannot be read as a plan"), ("manifest.json", "is damaged")):
+        path = out / "_ziggurat" / name
+        path.write_bytes(path.read_bytes()[:40])
+        (out / "failures.parquet").touch()
+        for command in (ziggurat.open, verify, retry, lambda out: run(folder, out)):
+            with pytest.raises(BadArgument, match=said):
+                command(out)
+    assert run(folder, out, workers=0, fresh=True).exit_code == 3
+    assert written(out) == expected
+
+
+class Killed(BaseException):
+    """As good as a kill: nothing catches it."""
+
+
+class Steps:
+    """Counts what this process changes on the disk below a folder, and ends it there at the n-th change."""
+
+    def __init__(self):
+        self.folder, self.left = None, 0
+        sys.addaudithook(self)
+
+    def __call__(self, event, arguments):
+        if not self.folder or event not in ("os.remove", "os.rename", "os.rmdir", "os.mkdir"):
+            return
+        if any(str(self.folder) in os.fsdecode(each) for each in arguments if isinstance(each, (str, bytes, os.PathLike))):
+            self.left -= 1
+            if self.left < 0:
+                self.folder = None
+                raise Killed
+
+    @contextmanager
+    def at(self, folder, number):
+        self.folder, self.left = folder, number
+        try:
+            yield
+        finally:
+            self.folder = None
+
+
+@pytest.fixture(scope="session")
+def steps():
+    return Steps()
+
+
+def test_starting_over_may_be_killed_at_any_step(small, tmp_path, steps):
+    """What is left is the old run, of which less is done, or the new one; never the files of the one in the other."""
+    folder, finished, old = small
+    new = tmp_path / "new"
+    pictures(new, 3, first=50)
+    assert run(new, tmp_path / "whole", logits=True, workers=0).state == "complete"
+    expected = written(tmp_path / "whole")
+    seen = set()
+    for number in range(100):
+        out = tmp_path / f"out-{number}"
+        shutil.copytree(finished, out)
+        killed = False
+        try:
+            with steps.at(out, number):
+                run(new, out, logits=True, workers=0, fresh=True, plan_only=True)
+        except Killed:
+            killed = True
+        is_old = killed and number % 2 and (out / "_ziggurat/manifest.json").exists() and "embedding" in json.loads(
+            (out / "_ziggurat/manifest.json").read_text())["shapes"]
+        if is_old:
+            assert run(folder, out, workers=0).exit_code == 3
+            assert written(out) == old
+        else:
+            assert run(new, out, logits=True, workers=0, fresh=killed).exit_code == 0
+            assert written(out) == expected
+        seen.add(is_old)
+        if not killed:
+            break
+    assert seen == {False, True}
+    assert number > 8
+
+
+def test_an_extension_may_be_killed_at_any_step(small, tmp_path, steps):
+    folder, out = pictures(tmp_path / "in", 5), tmp_path / "out"
+    run(folder, out, workers=0)
+    pictures(folder, 4, first=20)
+    shutil.copytree(out, tmp_path / "whole")
+    run(folder, tmp_path / "whole", workers=0, extend=True)
+    for number in range(100):
+        try:
+            with steps.at(out, number):
+                run(folder, out, workers=0, extend=True, plan_only=True)
+            break
+        except Killed:
+            with pytest.raises(ChangedRun, match="4 new, as '00020.jpg'"):
+                run(folder, out, workers=0)
+    assert number > 3
+    assert run(folder, out, workers=0).state == "complete"
+    assert run(folder, out, workers=0, extend=True).images == 9
+    assert written(out) == written(tmp_path / "whole")
+
+
+def test_a_retry_may_be_killed_at_any_step(small, tmp_path, steps):
+    folder, begun = tmp_path / "in", tmp_path / "begun"
+    shutil.copytree(small[0], folder)
+    run(folder, begun, workers=0)
+    (folder / "00002.jpg").write_bytes(picture(2))
+    run(folder, tmp_path / "whole", workers=0)
+    expected = written(tmp_path / "whole")
+    for number in range(0, 100, 2):
+        out = tmp_path / f"out-{number}"
+        shutil.copytree(begun, out)
+        try:
+            with steps.at(out, number):
+                retry(out, workers=0)
+            break
+        except Killed:
+            retry(out, workers=0)
+            assert run(folder, out, workers=0).exit_code == 3
+            assert written(out) == expected
+    assert number > 10
+
+
+def test_a_retry_by_other_versions_is_refused(small, tmp_path, monkeypatch):
+    _, finished, expected = small
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    monkeypatch.setattr("ziggurat.extraction.unit.versions_of", lambda backend: {"ziggurat": "9", "torch": "99"})
+    with pytest.raises(ChangedRun, match="version of torch: .* in this run, 99 now"):
+        retry(out, workers=0)
+    assert written(out) == expected
+
+
+def test_a_plan_that_another_process_made_meanwhile_stands(small, tmp_path, monkeypatch):
+    folder, _, expected = small
+    out = tmp_path / "out"
+    real = job._model_of
+
+    def slowly(*arguments):
+        monkeypatch.setattr(job, "_model_of", real)
+        run(folder, out, workers=0)
+        return real(*arguments)
+
+    monkeypatch.setattr(job, "_model_of", slowly)
+    with pytest.raises(BadArgument, match="another process has begun"):
+        run(folder, out, workers=0, logits=True)
+    assert written(out) == expected
+
+
+@pytest.mark.parametrize("where", ["plan.parquet", "manifest.json", "units/000001.json", "failures/000000.parquet",
+                                   "out/failures.parquet", "_SUCCESS"])
+def test_no_room_for_any_of_the_files(where, small, tmp_path, monkeypatch):
+    folder, _, expected = small
+    out, real = tmp_path / "out", os.replace
+
+    def full(source, target):
+        if os.fspath(target).endswith(where):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        if where in ("plan.parquet", "manifest.json"):
+            with pytest.raises(BadArgument, match="cannot be written: No space left on device; make room"):
+                run(folder, out, workers=0)
+        else:
+            found = run(folder, out, workers=0)
+            assert (found.state, found.exit_code) == ("resumable", 4)
+            assert "No space left on device" in found.reason
+    assert run(folder, out, workers=0).exit_code == 3
+    assert written(out) == expected
+
+
+def test_an_error_of_a_listener_is_its_own(small, tmp_path):
+    def listen(event):
+        raise OSError(errno.ENOSPC, "my own log is full")
+
+    with pytest.raises(OSError, match="my own log"):
+        run(small[0], tmp_path / "out", workers=0, on_event=listen)
+
+
 def test_a_model_object(tmp_path):
     folder = pictures(tmp_path / "in", 4)
     model = ziggurat.create_model("test_vit", num_classes=0).eval()
@@ -243,7 +473,7 @@ def test_a_model_object(tmp_path):
     assert run(folder, tmp_path / "out", **asked).state == "complete"
     tokens = ziggurat.open(tmp_path / "out").tokens["00000.jpg"]
     assert tokens["patches"].shape == (64, 10, 10)
-    with pytest.raises(ChangedRun, match=r"model\.weights_sha256"):
+    with pytest.raises(ChangedRun, match="the weights' SHA-256"):
         run(folder, tmp_path / "out", **asked | dict(model=ziggurat.create_model("test_vit", num_classes=0).eval()))
     with pytest.raises(BadArgument, match="training mode"):
         run(folder, tmp_path / "other", **asked | dict(model=ziggurat.create_model("test_vit")))
@@ -259,6 +489,13 @@ def test_a_model_object(tmp_path):
     (dict(engine="spark"), "engine='spark': give one of auto, local, rank, ray"),
     (dict(max_error_rate=2), "max_error_rate=2"),
     (dict(batch_size=0), "batch_size=0: give 1 or more"),
+    (dict(workers=-1), "workers=-1: give 0"),
+    (dict(timeout=0), "timeout=0: give seconds, above 0"),
+    (dict(timeout=float("nan")), "timeout=nan"),
+    (dict(retries=-1), "retries=-1: give 0 or more"),
+    (dict(checkpoint="x.safetensors"), "checkpoint and random exclude each other"),
+    (dict(classes=5), "classes=5"),
+    (dict(tokens=True), "has no tokens"),
     (dict(strides=(3,)), "3"),
     (dict(taps="layer9"), "layer9"),
     (dict(dtype="f64"), "f64"),
@@ -276,8 +513,9 @@ def test_what_cannot_work_is_said_before_anything_is_written(change, sentence, p
 
 def test_a_folder_with_other_things_is_not_written_to(photos, tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(BadArgument, match="other things"):
-        run(photos, tmp_path)
+    for fresh in (False, True):
+        with pytest.raises(BadArgument, match="other things"):
+            run(photos, tmp_path, fresh=fresh)
     with pytest.raises(BadArgument, match="is a file"):
         run(photos, tmp_path / "letter.txt")
     with pytest.raises(BadArgument, match="holds no extraction"):
@@ -310,7 +548,7 @@ def test_the_command(photos, tmp_path):
     assert [event["event"] for event in events] == ["verified", "finished"]
     assert events[-1]["state"] == "quarantined"
     _, stderr = ziggurat_("extract", photos, "--out", out, *FLAGS, "--logits", status=1)
-    assert "outputs.embed: True in this run, False now" in stderr
+    assert "--embed: yes in this run, no now" in stderr
     stdout, _ = ziggurat_("extract", photos, "--out", out, *FLAGS, "--fresh", "--json", status=3)
     kinds = [json.loads(line)["event"] for line in stdout.splitlines()]
     assert kinds[0] == "planned" and kinds[-1] == "finished" and "unit" in kinds

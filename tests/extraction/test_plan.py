@@ -121,7 +121,7 @@ def test_what_is_no_plan(tmp_path):
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(BadArgument, match=r"is no plan: its columns are \['x'\]"):
+    with pytest.raises(BadArgument, match=r"cannot be read as a plan: its columns are \['x'\]"):
         Plan.load(tmp_path / "a.parquet")
     (tmp_path / "a.parquet").write_bytes(b"no parquet at all")
     with pytest.raises(BadArgument, match="cannot be read as a plan"):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
-import platform
 import shutil
 import signal
 import threading
@@ -13,16 +13,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-from .. import __version__
 from ..backbone import Backbone
 from ..errors import BadArgument, ChangedRun, IncompleteRun
 from .commit import clean_partial, committed, lock, sha256_of, write_json
@@ -40,17 +38,20 @@ from .unit import (
     Report,
     UnitRunner,
     available_cores,
+    disk_sentence,
     failed_rows,
     failures_path,
     load_model,
     sidecar,
     sidecar_path,
+    versions_of,
     weights_sha256,
 )
 
 __all__ = ["EXIT_CODES", "Summary", "extract", "retry", "status", "verify"]
 
 EXIT_CODES = {"complete": 0, "quarantined": 3, "resumable": 4, "stopped": 1, "waiting": 0}
+DIRECTORIES = ("embedding", "logits", "taps", "pyramid", "tokens")  # of a run, whatever its manifest says
 ENGINES = ("auto", "local", "rank", "ray")
 MANY_ERRORS = 0.5  # the share of failures that stops a run by itself, once this many images were tried
 ENOUGH = 1000
@@ -169,6 +170,7 @@ def extract(
     for name, value in (("batch_size", batch_size), ("unit_size", unit_size), ("threads", threads)):
         if value is not None and value < 1:
             raise BadArgument(f"{name}={value}: give 1 or more")
+    _check_decoding(workers, timeout, retries)
     if fresh and extend:
         raise BadArgument("fresh and extend exclude each other: start over, or add to what is there")
     outputs = Outputs.make(embed=embed, strides=strides, tokens=tokens, logits=logits, taps=taps, dtype=dtype, format=format)
@@ -188,16 +190,16 @@ def extract(
         with lock(out, shared=True):
             return session.work(None)
 
-    is_new = fresh or not Manifest.path(out).exists()
-    if is_new and not fresh and out.is_dir() and any(path.name != ABOUT for path in out.iterdir()):
+    if os.path.lexists(out) and not out.is_dir():
+        raise BadArgument(f"out={str(out)!r} is {'a link to nowhere' if out.is_symlink() else 'a file'}; give a folder")
+    is_there = Manifest.path(out).exists()
+    if not is_there and out.is_dir() and any(path.name != ABOUT for path in out.iterdir()):
         raise BadArgument(f"out={str(out)!r} is a folder with other things in it; give one that is empty or not there")
-    if out.exists() and not out.is_dir():
-        raise BadArgument(f"out={str(out)!r} is a file; give a folder")
+    before = Manifest.load(out) if is_there and not fresh else None
     listing = list_inputs(source, column=column)
     items, duplicates = _outside(listing.items, out), listing.duplicates
     if not items:
         raise BadArgument(f"source={str(source)!r} holds no image outside of {str(out)!r}; give a folder or file that does")
-    before = None if is_new else Manifest.load(out)
     backbone, spec = _model_of(model, checkpoint, random, classes, outputs)
     preprocessing = Preprocessing.of(backbone, size=_pair(size), decode=decode, exif=exif)
     forward = make_forward(
@@ -211,24 +213,31 @@ def extract(
         model=spec, outputs=outputs, shapes=forward.shapes, preprocessing=preprocessing.stamp(), backend=forward.backend,
         precision=precision, batch_size=forward.batch_size, threads=forward.threads,
         unit_size=unit_size or (before.unit_size if before else _unit_size(len(items), per_image, forward.batch_size)),
-        versions=_versions(forward.backend), source=listing.description,
+        versions=versions_of(forward.backend), source=listing.description,
     )
+    if before is not None:
+        _check_same(out, before, asked, items, extend)
     if dry_run:
         units = -(-len(items) // asked.unit_size)
         emit(Planned(len(items), units, len(items), per_image * len(items), _free(out), spec["name"], forward.backend,
                      forward.reason, duplicates))
         return Summary("resumable", str(out), len(items), 0, {}, units, 0, reason="a dry run: nothing was computed")
-    with _writable(out), lock(out, shared=ranks > 1):
-        if ranks == 1:
-            clean_partial(out)
-        if is_new:
-            _begin(out, items, asked)
-        else:
-            assert before is not None
-            _check_same(out, before, asked, items, extend)
-        if plan_only:
-            return status(out)
+    with _held(out, shared=ranks > 1):
+        with _planning(out):
+            if ranks == 1:
+                clean_partial(out)
+            now = Manifest.load(out) if not fresh and Manifest.path(out).exists() else None
+            if now != before:
+                raise BadArgument(f"another process has begun or extended a run in {str(out)!r} meanwhile; give the same "
+                                  "command again to go on with that")
+            if before is None:
+                _begin(out, items, asked)
+            elif extend:
+                _extend(out, before, items)
         del items, listing  # the plan on the disk takes their place: memory shall not hold both
+        if plan_only:
+            session.planned(forward.reason, duplicates)
+            return status(out)
         summary = session.work(forward, duplicates)
         if ranks == 1:
             clean_partial(out)  # what workers of Ray left that died
@@ -253,24 +262,30 @@ def retry(
     """
     began = time.perf_counter()
     dest, emit = Path(dest), on_event or _silent
-    manifest = Manifest.load(dest)
+    _check_decoding(workers, timeout, retries)
+    Manifest.load(dest)
     counts = _Counts(0, emit)
     stopped: _Stop | None = None
-    with _writable(dest), lock(dest, shared=False):
+    with _held(dest):
         clean_partial(dest)
+        manifest, plan = Manifest.load(dest), Plan.load(dest / ABOUT / "plan.parquet")
         units = [unit for unit in range(len(manifest.units)) if (sidecar(dest, unit) or {}).get("failures")]
+        damaged = _set_aside(dest, manifest, plan, units)  # what is kept of a unit must be what was written
+        units = [unit for unit in units if unit not in damaged]
         if units:
-            _withdraw(dest)
-            plan = Plan.load(dest / ABOUT / "plan.parquet")
-            _save_plan(dest, plan.refreshed([row for unit in units for row in failed_rows(dest, unit)]))
-            images = sum(sum((sidecar(dest, unit) or {})["failures"].values()) for unit in units)
-            emit(Planned(manifest.images, len(units), images, images * bytes_per_image(manifest.shapes, manifest.outputs.dtype),
-                         _free(dest), manifest.model["name"], manifest.backend))
             with _ended_by_signals() as ended, UnitRunner(
                 dest, model=model, device=device, workers=workers, timeout=timeout, retries=retries
             ) as runner:
+                with _planning(dest):
+                    _withdraw(dest)
+                    _save_plan(dest, plan.refreshed([row for unit in units for row in failed_rows(dest, unit)]))
+                runner.plan = PlanFile(dest / ABOUT / "plan.parquet")
+                images = sum(sum((sidecar(dest, unit) or {})["failures"].values()) for unit in units)
+                emit(Planned(manifest.images, len(units), images, images * bytes_per_image(manifest.shapes, manifest.outputs.dtype),
+                             _free(dest), manifest.model["name"], manifest.backend))
                 stopped = _run_all(runner, runner.retry_all, units, counts, ended, max_error_rate=1.0)
-        return _finish(dest, began, counts, stopped, check)
+        summary = _finish(dest, began, counts, stopped, check)
+        return summary._replace(reason=_damage_sentence(damaged)) if damaged and stopped is None else summary
 
 
 def status(dest: str | PathLike[str]) -> Summary:
@@ -301,7 +316,7 @@ def verify(dest: str | PathLike[str], *, on_event: Listener | None = None) -> Su
     """
     dest = Path(dest)
     Manifest.load(dest)
-    with _writable(dest), lock(dest):
+    with _held(dest):
         clean_partial(dest)
         return _finish(dest, time.perf_counter(), _Counts(0, on_event or _silent), None, check=True)
 
@@ -318,13 +333,12 @@ def _begin(out: Path, items: Sequence[Item], asked: Manifest) -> None:
 
 
 def _check_same(out: Path, before: Manifest, asked: Manifest, items: Sequence[Item], extend: bool) -> None:
-    """Raises `ChangedRun` unless what is asked now is the run that is there; adds what is new, if it shall be."""
+    """Raises `ChangedRun` unless what is asked now is the run that is there, or adds to it if it shall."""
     changes = before.differences(asked)
     if changes:
         raise ChangedRun(f"{str(out)!r} holds a run of other arguments:\n  " + "\n  ".join(changes) +
                          "\ngive what it was begun with to go on, --fresh to start over, or another --out")
-    plan = Plan.load(out / ABOUT / "plan.parquet")
-    found = plan.difference(items)
+    found = _plan_of(out, before).difference(items)
     lost = [f"{len(keys)} {what}, as {keys[0]!r}" for what, keys in (("gone", found.removed), ("changed", found.changed)) if keys]
     if lost or (found.added and not extend):
         lost += [f"{len(found.added)} new, as {found.added[0]!r}"] if found.added else []
@@ -333,12 +347,22 @@ def _check_same(out: Path, before: Manifest, asked: Manifest, items: Sequence[It
             + ("--fresh starts over" if len(lost) > 1 or not found.added else "--extend adds what is new, --fresh starts over")
             + "; to read failed images again, use 'ziggurat retry'"
         )
-    if found.added:
+
+
+def _extend(out: Path, before: Manifest, items: Sequence[Item]) -> None:
+    """Adds the inputs that are new. Until the manifest says so, they are not in the run, whatever the plan holds."""
+    plan = _plan_of(out, before)
+    longer = plan.extended(items)
+    if len(longer) > len(plan):
         _withdraw(out)
-        plan = plan.extended(items)
-        _save_plan(out, plan)
-    if len(plan) > before.images:
-        before.extended(len(plan)).save(out)
+        _save_plan(out, longer)
+        before.extended(len(longer)).save(out)
+
+
+def _plan_of(out: Path, manifest: Manifest) -> Plan:
+    """The plan as far as the manifest goes: an extension that was killed has left more rows behind it."""
+    plan = Plan.load(out / ABOUT / "plan.parquet")
+    return plan if len(plan) == manifest.images else Plan(plan.table.slice(0, manifest.images))
 
 
 def _save_plan(out: Path, plan: Plan) -> None:
@@ -347,17 +371,16 @@ def _save_plan(out: Path, plan: Plan) -> None:
 
 
 def _clear(out: Path) -> None:
-    """Takes away what a run has written, the manifest first: without it there is no run."""
-    manifest = Manifest.path(out)
-    if manifest.exists():
-        directories = Manifest.load(out).outputs.directories()
-        _withdraw(out)
-        manifest.unlink()
-        for name in {directory.partition("/")[0] for directory in directories}:
-            shutil.rmtree(out / name, ignore_errors=False) if (out / name).exists() else None
-    for name in ("units", "failures", "partial"):
-        if (out / ABOUT / name).exists():
-            shutil.rmtree(out / ABOUT / name)
+    """Takes away what a run has written: what proves it, what makes its units done, its data, and last the manifest.
+
+    So whatever is left when this is killed is a run of which less is done, with which the old command would go on.
+    """
+    _withdraw(out)
+    names = [f"{ABOUT}/units", f"{ABOUT}/failures", f"{ABOUT}/partial", *DIRECTORIES] if Manifest.path(out).exists() else []
+    for name in names:
+        if (out / name).exists():
+            shutil.rmtree(out / name)
+    Manifest.path(out).unlink(missing_ok=True)
 
 
 def _withdraw(out: Path) -> None:
@@ -368,14 +391,27 @@ def _withdraw(out: Path) -> None:
 
 def _outside(items: Sequence[Item], out: Path) -> Sequence[Item]:
     """The inputs that do not lie in the run's own folder."""
-    own = os.path.join(os.path.abspath(out), "")
-    return [item for item in items if not os.path.abspath(item.container).startswith(own)]
+    own = (os.path.join(os.path.abspath(out), ""), os.path.join(os.path.realpath(out), ""))
+    return [item for item in items if "://" in item.container or not os.path.abspath(item.container).startswith(own)]
+
+
+def _check_decoding(workers: int | None, timeout: float, retries: int) -> None:
+    if workers is not None and workers < 0:
+        raise BadArgument(f"workers={workers}: give 0 (decode in this process) or more")
+    if retries < 0:
+        raise BadArgument(f"retries={retries}: give 0 or more")
+    if not 0 < timeout < math.inf:
+        raise BadArgument(f"timeout={timeout}: give seconds, above 0")
 
 
 def _model_of(
     model: str | Backbone, checkpoint: Any, random: bool, classes: int | None, outputs: Outputs
 ) -> tuple[Backbone, dict[str, Any]]:
     """The model, and what makes it again."""
+    if checkpoint is not None and random:
+        raise BadArgument("checkpoint and random exclude each other: give one of the two")
+    if classes is not None and (checkpoint is None or classes < 1):
+        raise BadArgument(f"classes={classes} says how many classes a checkpoint has, 1 or more: give it together with one")
     if isinstance(model, str):
         spec: dict[str, Any] = {"name": model, "checkpoint": None if checkpoint is None else os.path.abspath(checkpoint),
                                 "random": random, "classes": classes}
@@ -384,6 +420,8 @@ def _model_of(
         if model.training:
             raise BadArgument("the model is in training mode, where the images of a batch change each other's features; "
                               "call model.eval() first")
+        if checkpoint is not None or random:
+            raise BadArgument("checkpoint and random are for a model that is named; this one has its weights")
         name = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
         spec, backbone = {"name": name, "given": True}, model
     return backbone, {**spec, "weights_sha256": weights_sha256(backbone)}
@@ -393,16 +431,6 @@ def _unit_size(images: int, bytes_an_image: int, batch_size: int) -> int:
     """Images a unit: some 256 units, of 256 to 4,096 images, whose files stay below 256 MiB; whole batches."""
     wanted = min(4096, max(256, images // 256), max(1, 2**28 // max(1, bytes_an_image)))
     return -(-wanted // batch_size) * batch_size
-
-
-def _versions(backend: str) -> dict[str, str]:
-    """What computes the numbers, with its version."""
-    found = {"ziggurat": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    if backend == "openvino":
-        from importlib.metadata import version
-
-        found["openvino"] = version("openvino")
-    return found
 
 
 def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -467,18 +495,17 @@ class _Session:
             elif unit % self.ranks == self.rank:
                 todo.append(unit)
         images = sum(stop - start for start, stop in (manifest.units[unit] for unit in todo))
-        self.emit(Planned(
-            manifest.images, len(manifest.units), images,
-            images * bytes_per_image(manifest.shapes, manifest.outputs.dtype), _free(self.out), manifest.model["name"],
-            manifest.backend, forward.reason if forward is not None else "", duplicates,
-        ))
+        self.planned(forward.reason if forward is not None else "", duplicates, images)
         if done:
             self.emit(Resumed(done, rows + failed))
         # a rank knows of its own images only
         counts = _Counts(manifest.images, self.emit, rows + failed, failed) if self.ranks == 1 else _Counts(images, self.emit)
         stopped: _Stop | None = None
         if todo:
-            _withdraw(self.out)
+            with _planning(self.out):
+                _withdraw(self.out)
+                for unit in todo:
+                    sidecar_path(self.out, unit).unlink(missing_ok=True)  # one that a crash has damaged
             with _ended_by_signals() as ended:
                 if self.on_ray:
                     reports = run_on_ray(self.out, todo, self.options, **self.engine_options)
@@ -487,6 +514,17 @@ class _Session:
                     with UnitRunner(self.out, forward=forward, **self.options) as runner:
                         stopped = _run_all(runner, runner.run_all, todo, counts, ended, self.max_error_rate)
         return _finish(self.out, self.began, counts, stopped, self.check, self.ranks)
+
+
+    def planned(self, reason: str, duplicates: int, images: int | None = None) -> None:
+        """Says what is to be done: so many images, by default all."""
+        manifest = Manifest.load(self.out)
+        images = manifest.images if images is None else images
+        self.emit(Planned(
+            manifest.images, len(manifest.units), images,
+            images * bytes_per_image(manifest.shapes, manifest.outputs.dtype), _free(self.out), manifest.model["name"],
+            manifest.backend, reason, duplicates,
+        ))
 
 
 def _run_all(
@@ -506,8 +544,8 @@ def _run_all(
             counts.emit(Unit(report.unit, report.rows, sum(report.failures.values())))
     except _Stop as stop:
         return stop
-    except OSError as error:
-        return _Stop("resumable", _disk_sentence(error))
+    except IncompleteRun as error:  # the disk
+        return _Stop("resumable", str(error))
     return None
 
 
@@ -528,7 +566,7 @@ def _follow_ray(
     except IncompleteRun as error:
         return _Stop("resumable", str(error))
     except OSError as error:
-        return _Stop("resumable", _disk_sentence(error))
+        return _Stop("resumable", disk_sentence(error))
     return None
 
 
@@ -546,7 +584,7 @@ def _ended_by_signals() -> Iterator[threading.Event]:
         signal.signal(number, before[number])
 
     for wanted in (signal.SIGINT, signal.SIGTERM):
-        before[wanted] = signal.signal(wanted, end)
+        before[wanted] = signal.signal(wanted, end) or signal.SIG_DFL  # None: a handler that is not Python's
     try:
         yield ended
     finally:
@@ -560,13 +598,15 @@ def _ended_by_signals() -> Iterator[threading.Event]:
 def _finish(out: Path, began: float, counts: _Counts, stopped: _Stop | None, check: bool, ranks: int = 1) -> Summary:
     """The end of a run: its proof if nothing is missing, and its summary."""
     found = status(out)
+    if found.units_done < found.units:
+        _withdraw(out)
     if stopped is not None:
         found = found._replace(state=stopped.state, reason=stopped.reason)
     elif found.units_done == found.units and check:
         try:
             found = _prove(out, counts.emit)
         except OSError as error:
-            found = found._replace(reason=_disk_sentence(error))
+            found = found._replace(reason=disk_sentence(error))
     elif ranks > 1 and found.units_done < found.units:
         found = found._replace(state="waiting", reason="the units of this rank are done; the last rank to end verifies the run")
     seconds = time.perf_counter() - began
@@ -577,27 +617,28 @@ def _finish(out: Path, began: float, counts: _Counts, stopped: _Stop | None, che
 
 def _causes(out: Path) -> tuple[Cause, ...]:
     """How many images failed of each cause, with the first of each."""
-    found: dict[tuple[str, str], list[Any]] = {}
+    import pyarrow as pa
+
+    counts, first = Counter[str](), dict[str, str]()
     for unit in range(len(Manifest.load(out).units)):
-        if (sidecar(out, unit) or {}).get("failures"):
-            for line in read_failures(failures_path(out, unit)).select(["stage", "cause", "key"]).to_pylist():
-                found.setdefault((line["stage"], line["cause"]), [0, line["key"]])[0] += 1
-    return tuple(Cause(stage, cause, count, key) for (stage, cause), (count, key) in found.items())
+        here = (sidecar(out, unit) or {}).get("failures", {})
+        counts.update(here)
+        if here.keys() - first.keys():
+            try:
+                lines = read_failures(failures_path(out, unit)).select(["stage", "cause", "key"]).to_pylist()
+            except (pa.ArrowInvalid, OSError):
+                continue  # damaged: the proof says so
+            for line in lines:
+                first.setdefault(f"{line['stage']}/{line['cause']}", line["key"])
+    return tuple(Cause(name.partition("/")[0], name.partition("/")[2], count, first.get(name, "")) for name, count in counts.items())
 
 
 def _prove(out: Path, emit: Listener) -> Summary:
     """Checks all units; writes failures.parquet and _SUCCESS, or sets damaged units aside."""
     manifest, plan = Manifest.load(out), PlanFile(out / ABOUT / "plan.parquet")
-    problems: list[str] = []
-    with ThreadPoolExecutor(min(4, available_cores())) as pool:
-        for unit, problem in enumerate(pool.map(lambda unit: _problem(out, manifest, plan, unit), range(len(manifest.units)))):
-            if problem is not None:
-                sidecar_path(out, unit).unlink(missing_ok=True)
-                problems.append(f"unit {unit}: {problem}")
-    if problems:
-        _withdraw(out)
-        more = f" (and {len(problems) - 1} more units)" if len(problems) > 1 else ""
-        return status(out)._replace(reason=f"{problems[0]}{more}; the same extract command computes what is damaged anew")
+    damaged = _set_aside(out, manifest, plan, range(len(manifest.units)))
+    if damaged:
+        return status(out)._replace(reason=_damage_sentence(damaged))
     import pyarrow as pa
 
     found = status(out)
@@ -619,7 +660,25 @@ def _prove(out: Path, emit: Listener) -> Summary:
     return status(out)
 
 
-def _problem(out: Path, manifest: Manifest, plan: PlanFile, unit: int) -> str | None:
+def _set_aside(out: Path, manifest: Manifest, plan: Plan | PlanFile, units: Sequence[int]) -> dict[int, str]:
+    """Takes the sidecars of units that are not as they were written, so that they are computed anew; what each has."""
+    damaged = {}
+    with ThreadPoolExecutor(min(4, available_cores())) as pool:
+        for unit, problem in zip(units, pool.map(lambda unit: _problem(out, manifest, plan, unit), units)):
+            if problem is not None:
+                _withdraw(out)
+                sidecar_path(out, unit).unlink(missing_ok=True)
+                damaged[unit] = problem
+    return damaged
+
+
+def _damage_sentence(damaged: Mapping[int, str]) -> str:
+    unit, problem = next(iter(damaged.items()))
+    more = f" (and {len(damaged) - 1} more units)" if len(damaged) > 1 else ""
+    return f"unit {unit}: {problem}{more}; the same extract command computes what is damaged anew"
+
+
+def _problem(out: Path, manifest: Manifest, plan: Plan | PlanFile, unit: int) -> str | None:
     """What is wrong with a committed unit."""
     facts = sidecar(out, unit)
     if facts is None:
@@ -653,18 +712,23 @@ def _problem(out: Path, manifest: Manifest, plan: PlanFile, unit: int) -> str | 
 
 
 @contextmanager
-def _writable(out: Path) -> Iterator[None]:
-    """Makes the folder of a run; says so where that cannot be done."""
+def _held(out: Path, shared: bool = False) -> Iterator[None]:
+    """The folder of a run, made if need be and locked; says so where that cannot be done."""
+    with ExitStack() as stack:
+        with _planning(out):
+            (out / ABOUT / "partial").mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock(out, shared=shared))
+        yield
+
+
+@contextmanager
+def _planning(out: Path) -> Iterator[None]:
+    """Where nothing is computed yet, a disk that refuses is an error of the command."""
     try:
-        (out / ABOUT / "partial").mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise BadArgument(f"out={str(out)!r} cannot be written: {error.strerror}; choose another folder") from error
-    yield
-
-
-def _disk_sentence(error: OSError) -> str:
-    where = f" ({error.filename})" if error.filename else ""
-    return f"the disk refused: {error.strerror or error}{where}; make room or mend it, and give the same command"
+        raise BadArgument(f"out={str(out)!r} cannot be written: {error.strerror or error}; make room or mend it and give the "
+                          "same command, or choose another folder") from error
 
 
 def _silent(event: Event) -> None:

@@ -19,6 +19,16 @@ __all__ = ["ABOUT", "Manifest"]
 ABOUT = "_ziggurat"  # the folder of a run that holds what is no output
 FORMAT = 1
 
+# what users know the entries by: the options, with the arguments of Python behind them where these are called otherwise
+OPTIONS = {
+    "outputs.embed": "--embed", "outputs.logits": "--logits", "outputs.tokens": "--tokens", "outputs.strides": "--strides",
+    "outputs.taps": "--taps", "outputs.dtype": "--dtype", "outputs.vectors": "--format (of vectors)",
+    "outputs.maps": "--format (of maps)", "preprocessing.size": "--size", "preprocessing.decode": "--decode",
+    "preprocessing.exif": "--exif", "model.name": "--model", "model.random": "--random", "model.classes": "--classes",
+    "model.weights_sha256": "the weights' SHA-256", "backend": "--backend", "precision": "--precision",
+    "batch_size": "--batch (batch_size)", "unit_size": "--unit (unit_size)", "threads": "--threads",
+}
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -63,6 +73,8 @@ class Manifest:
         path = cls.path(dest)
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BadArgument(f"{str(path)!r} is damaged ({error}); start over with --fresh") from error
         except FileNotFoundError as error:
             raise BadArgument(f"{str(dest)!r} holds no extraction ({ABOUT}/manifest.json is missing); give the folder that "
                               "was the --out of 'ziggurat extract'") from error
@@ -84,12 +96,14 @@ class Manifest:
         return dataclasses.replace(self, segments=(*self.segments, (self.images, rows)))
 
     def differences(self, asked: Manifest) -> list[str]:
-        """What `asked` has otherwise, a line each: 'dtype: f16 in this run, f32 now'."""
+        """What `asked` has otherwise, a line each: '--dtype: f16 in this run, f32 now'."""
         return list(_differences(self._compared(), asked._compared()))
 
     def _compared(self) -> dict[str, Any]:
         facts = dataclasses.asdict(self)
         del facts["segments"], facts["source"], facts["shapes"]  # the plan is compared by itself; shapes follow
+        facts["model"].pop("checkpoint", None)  # wherever it lies: its weights are compared
+        facts["preprocessing"].pop("id", None)  # it follows from the rest
         return facts
 
 
@@ -130,7 +144,16 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], under: str 
         if isinstance(before, Mapping) and isinstance(now, Mapping):
             yield from _differences(before, now, f"{under}{name}.")
         elif _plain(before) != _plain(now):
-            yield f"{under}{name}: {before} in this run, {now} now"
+            what = OPTIONS.get(under + name) or (under + name).replace("versions.", "version of ").replace(
+                "preprocessing.libraries.", "version of ").replace(".", " ")
+            yield f"{what}: {_said(before)} in this run, {_said(now)} now"
+
+
+def _said(value: Any) -> str:
+    """A value as it is given on the command line."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value)) or "none"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _plain(value: Any) -> Any:

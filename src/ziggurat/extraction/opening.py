@@ -21,6 +21,7 @@ from ..errors import BadArgument, IncompleteRun
 from .failures import failures_table, read_failures
 from .manifest import ABOUT, Manifest
 from .outputs import DTYPES, bytes_per_image, group
+from .plan import open_plan
 from .stores import Array, view_unit
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def open(dest: str | os.PathLike[str], incomplete: bool = False) -> Run:
     """
     dest = Path(dest)
     manifest = Manifest.load(dest)
-    if not incomplete and not (dest / "_SUCCESS").exists():
+    if not incomplete and not all((dest / name).exists() for name in ("_SUCCESS", "failures.parquet")):
         raise IncompleteRun(f"{str(dest)!r} is not complete, or not verified: give the extract command again, or "
                             f"'ziggurat verify {dest}'; incomplete=True opens what is there")
     return Run(dest, manifest, incomplete)
@@ -334,9 +335,7 @@ class _PlanKeys:
     KEPT = 16  # row groups
 
     def __init__(self, path: Path, segments: Sequence[tuple[int, int]]) -> None:
-        import pyarrow.parquet as pq
-
-        self.file = pq.ParquetFile(path)
+        self.file = open_plan(path)
         self.segments = segments
         facts = self.file.metadata
         sizes = [facts.row_group(number).num_rows for number in range(facts.num_row_groups)]

@@ -16,8 +16,9 @@ from .sources import Item, refreshed
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-__all__ = ["Difference", "Plan", "PlanFile"]
+__all__ = ["Difference", "Plan", "PlanFile", "open_plan"]
 
 CHUNK = 1 << 16  # rows of one record batch and of one row group: what is made or replaced at a time
 IN_PROCESS_ONLY = b"in_process_only"  # in the file's metadata, where `Plan.in_process_only` is true
@@ -54,14 +55,12 @@ class Plan:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
         """The plan that was saved at `path`. Raises BadArgument for a file that is no plan."""
-        pa, pq = _arrow()
-        try:
-            with pq.ParquetFile(os.fspath(path)) as file:
-                if file.schema_arrow.names != _schema(pa).names:
-                    raise BadArgument(f"{os.fspath(path)!r} is no plan: its columns are {file.schema_arrow.names}")
+        pa, _ = _arrow()
+        with open_plan(path) as file:
+            try:
                 batches = list(file.iter_batches(CHUNK, use_threads=False))
-        except pa.ArrowInvalid as error:
-            raise BadArgument(f"{os.fspath(path)!r} cannot be read as a plan ({error})") from error
+            except (OSError, pa.ArrowInvalid) as error:
+                raise _unreadable(path, str(error)) from error
         return cls(_table(batches))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -164,8 +163,7 @@ class PlanFile:
     """A saved plan of which no more is in memory than two row groups, of 65,536 rows: for those who need a unit at a time."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        _, pq = _arrow()
-        self._file = pq.ParquetFile(os.fspath(path))
+        self._file = open_plan(path)
         facts = self._file.metadata
         self._starts = list(accumulate((facts.row_group(number).num_rows for number in range(facts.num_row_groups)), initial=0))
         self._lock = Lock()  # units are read and written on different threads
@@ -192,6 +190,24 @@ class PlanFile:
         with self._lock:
             table = pa.concat_tables([self._kept(number) for number in groups])
         return Plan(table.slice(start - self._starts[groups.start], stop - start))
+
+
+def open_plan(path: str | os.PathLike[str]) -> pq.ParquetFile:
+    """The file of a plan, of which no row is read yet. Raises BadArgument for one that is no plan, or not there."""
+    pa, pq = _arrow()
+    try:
+        file = pq.ParquetFile(os.fspath(path))
+    except FileNotFoundError as error:
+        raise _unreadable(path, "there is no such file") from error
+    except pa.ArrowInvalid as error:
+        raise _unreadable(path, str(error)) from error
+    if file.schema_arrow.names != _schema(pa).names:
+        raise _unreadable(path, f"its columns are {file.schema_arrow.names}")
+    return file
+
+
+def _unreadable(path: str | os.PathLike[str], why: str) -> BadArgument:
+    return BadArgument(f"{os.fspath(path)!r} cannot be read as a plan: {why}; bring it back, or start over with --fresh")
 
 
 def _refuse_twins(ordered: list[Item]) -> None:

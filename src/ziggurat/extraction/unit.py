@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -341,7 +340,7 @@ def weights_sha256(model: Backbone) -> str:
 
 def versions_of(backend: str) -> dict[str, str]:
     """What computes the numbers, with its version."""
-    found = {"ziggurat": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    found = {"ziggurat": __version__, "torch": torch.__version__}
     if backend == "openvino":
         found["openvino"] = version("openvino")
     return found
