@@ -161,7 +161,7 @@ def test_decoders_killed_from_outside_cost_no_image():
 
 
 def test_processes_that_die_at_their_start_are_not_started_for_ever():
-    with Decoders(2, SMALL, decode=hooks.Unloadable()) as decoders, pytest.raises(RuntimeError, match=r"exit code 7.*__main__"):
+    with Decoders(2, SMALL, decode=hooks.Unloadable()) as decoders, pytest.raises(RuntimeError, match="exit code 7"):
         list(decoders.map(items_of(["grey 1"] * 20)))
 
 
@@ -246,6 +246,18 @@ def test_arguments_that_cannot_work_are_refused():
     for wrong in ({"count": -1}, {"timeout": 0}, {"retries": -1}, {"ahead": 0}):
         with pytest.raises(BadArgument, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}"):
             Decoders(**{"count": 0, "preprocessing": SMALL, **wrong})
+
+
+def test_a_script_needs_no_guard(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "from ziggurat.extraction.decoding import Preprocessing\n"
+        "from ziggurat.extraction.sources import Item\n"
+        "from ziggurat.extraction.workers import Decoders\n"
+        "print('begins')\n"
+        "with Decoders(2, Preprocessing((8, 8))) as decoders:\n"
+        "    print([found.cause for found in decoders.map([Item('a', 'nowhere.jpg'), Item('b', 'nor here.jpg')])])\n")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["begins", "['missing', 'missing']"]
 
 
 PROGRAM = """

@@ -25,7 +25,7 @@ CAUSES = {
     "corrupt": "a known format whose content cannot be decoded",
     "too_large": "more pixels than Pillow's limit against decompression bombs",
     "timeout": "decoding took longer than allowed, and its process was ended",
-    "signal": "the process that decoded it died of a signal, twice",
+    "signal": "the process that decoded it died of a signal, again and again",
     "memory": "there was not enough memory for this image alone",
     "nan": "the network put out NaN or infinity for it",
     "overflow": "a value is beyond what float16 holds; float32 would keep it",

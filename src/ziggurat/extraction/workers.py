@@ -17,6 +17,7 @@ import queue
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 import traceback
@@ -27,7 +28,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
 from multiprocessing import connection
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,7 +123,7 @@ class Decoders:
     the bytes, for sources that no other process can see. `read` and `decode` are module-level functions in place of
     `sources.read_bytes` and `decoding.decode`.
 
-    A script that makes one needs `if __name__ == "__main__":`, as for all processes of Python.
+    The processes do not import the program's main module, so a script needs no `if __name__ == "__main__":`.
     """
 
     def __init__(
@@ -295,7 +296,7 @@ class Decoders:
         ours, theirs = self._context.Pipe()
         _limit_sending(ours, self.timeout)
         process = self._context.Process(target=_work, args=(theirs, self._board, self._job), name="ziggurat-decoder", daemon=True)
-        with _interrupts_kept_off():
+        with _interrupts_kept_off(), _main_hidden():
             process.start()
         theirs.close()
         self._workers.append(_Worker(process, ours))
@@ -591,3 +592,14 @@ def _interrupts_kept_off() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Processes started here do not import the main module, of which they need nothing: it may be a script that runs us."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
