@@ -57,7 +57,8 @@ app = typer.Typer(
     name="ziggurat",
     help="Vision backbones as feature extractors: class scores, embeddings and feature pyramids of your images.",
     epilog="'ziggurat COMMAND --help' explains a command. Exit status: 0 all done; 1 some files could not be read "
-           "(they were named and passed over); 2 nothing could be done as asked.",
+           "(they were named and passed over); 2 nothing could be done as asked. Commands on a run (extract, status, retry, "
+           "verify, duplicates) say theirs.",
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
