@@ -1,7 +1,7 @@
 """What runs the forward pass: torch, torch.compile or OpenVINO. Each takes batches of one size and gives arrays.
 
-An image's numbers depend on its pixels and the size of the batch alone, never on the other images of the batch, and are
-the same in every process: all shapes are static and nothing is tuned by time.
+An image's numbers depend on its pixels and the size of a part alone, never on the other images of the batch nor on the
+number of threads, and are the same in every process: all shapes are static and nothing is tuned by time.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import logging
 import math
 import sys
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -24,9 +26,10 @@ from ..errors import BadArgument, MissingExtra
 from .views import Views
 
 __all__ = ["CompileEngine", "CudaCompileEngine", "CudaEngine", "Engine", "OpenVinoEngine", "TorchEngine", "Unavailable",
-           "is_of_memory", "largest_divisor"]
+           "import_openvino", "is_of_memory", "largest_divisor", "one_thread_each"]
 
 Values = dict[str, np.ndarray]
+Call = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class Unavailable(BadArgument):
@@ -43,7 +46,7 @@ class Engine(ABC):
 
     def __init__(self, views: Views, batch: int, part: int, precision: str) -> None:
         self.views, self.batch, self.part, self.precision = views, batch, part, precision
-        self.seconds = 0.0
+        self.seconds = self._last = 0.0
 
     @abstractmethod
     def begin(self, pixels: np.ndarray) -> Any:
@@ -51,37 +54,52 @@ class Engine(ABC):
 
     @abstractmethod
     def finish(self, begun: Any) -> Values:
-        """The outputs by name, float32 (B ...)."""
+        """The outputs by name, float32 (B ...); nothing of the batch is being computed when this returns or raises."""
+
+    def was_busy(self, start: float, end: float) -> None:
+        """Counts the seconds from `start` to `end` that were not counted with a batch before."""
+        self.seconds += max(0.0, end - max(start, self._last))
+        self._last = end
 
 
 class TorchEngine(Engine):
-    """The network as it is, with maps in channels_last memory."""
+    """The network as it is, with maps in channels_last memory: `threads` parts of a batch at once, each in one thread.
 
-    def __init__(self, views: Views, batch: int, part: int, precision: str) -> None:
+    That takes half the time of the CPU that threads inside of each layer take, which wait for each other in a loop, and
+    the numbers do not depend on how many there are. It is for `one_thread_each` to be entered around its use.
+    """
+
+    def __init__(self, views: Views, batch: int, part: int, precision: str, threads: int) -> None:
         super().__init__(views, batch, part, precision)
-        self.device = views.scale.device
-        self.call: Callable[[Tensor], tuple[Tensor, ...]] = views.to(memory_format=torch.channels_last)
+        self.ahead = math.ceil(threads * part / batch)
+        self.call = _channels_last(views)
+        self.pool = ThreadPoolExecutor(threads, "forward")
 
-    def compute(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.call(pixels)
+    def begin(self, pixels: np.ndarray) -> tuple[float, list[Future[tuple[tuple[Tensor, ...], float]]]]:
+        parts = _tensor(pixels).split(self.part)
+        return time.perf_counter(), [self.pool.submit(self._part, part) for part in parts]
 
-    def begin(self, pixels: np.ndarray) -> Any:
-        start = time.perf_counter()
-        parts = [self.compute(part) for part in _tensor(pixels).split(self.part)]
-        values = self.joined(parts)
-        self.seconds += time.perf_counter() - start
-        return values
+    def _part(self, pixels: Tensor) -> tuple[tuple[Tensor, ...], float]:
+        return _computed(self.call, pixels, self.precision), time.perf_counter()
 
-    def finish(self, begun: Any) -> Values:
-        values: Values = begun
-        return values
-
-    def joined(self, parts: Iterable[Sequence[Tensor]]) -> Values:
-        return {name: torch.cat(views).contiguous().numpy() for name, views in zip(self.views.names, zip(*parts))}
+    def finish(self, begun: tuple[float, list[Future[tuple[tuple[Tensor, ...], float]]]]) -> Values:
+        start, futures = begun
+        wait(futures)
+        parts = [future.result() for future in futures]
+        self.was_busy(start, max(end for _, end in parts))
+        return _joined(self.views.names, (views for views, _ in parts))
 
 
-class CudaEngine(TorchEngine):
+class CompileEngine(TorchEngine):
+    """The network through torch.compile with its weights folded in as constants (Inductor's freezing)."""
+
+    def __init__(self, views: Views, batch: int, part: int, precision: str, threads: int) -> None:
+        super().__init__(views, batch, part, precision, threads)
+        with one_thread_each():
+            self.call = _compiled(self, options={"freezing": True})
+
+
+class CudaEngine(Engine):
     """The network on a GPU: pixels are copied there from pinned memory while the batch before them is computed.
 
     `seconds` is the time that the GPU computes, by its own clock.
@@ -91,51 +109,47 @@ class CudaEngine(TorchEngine):
 
     def __init__(self, views: Views, batch: int, part: int, precision: str) -> None:
         super().__init__(views, batch, part, precision)
+        self.device = views.scale.device
+        self.call = _channels_last(views)
         self.copies = torch.cuda.Stream(self.device)
 
-    def begin(self, pixels: np.ndarray) -> Any:
-        return [self._begin(part) for part in _tensor(pixels).split(self.part)]
+    def begin(self, pixels: np.ndarray) -> list[tuple[list[Tensor], list[Any]]]:
+        return [self._part(part) for part in _tensor(pixels).split(self.part)]
 
-    def _begin(self, pixels: Tensor) -> tuple[list[Tensor], Any, Any]:
+    def _part(self, pixels: Tensor) -> tuple[list[Tensor], list[Any]]:
         stream = torch.cuda.current_stream(self.device)
-        start, computed, done = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+        start, computed, copied = events = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
         with torch.cuda.stream(self.copies):
             there = pixels.pin_memory().to(self.device, non_blocking=True)
         stream.wait_stream(self.copies)
         there.record_stream(stream)
         start.record(stream)
-        views = self.compute(there)
+        views = _computed(self.call, there, self.precision)
         computed.record(stream)
         # on the same stream: a captured graph writes its next outputs to the memory of these
         back = [view.to("cpu", non_blocking=True) for view in views]
-        done.record(stream)
-        return back, (start, computed), done
+        copied.record(stream)
+        return back, events
 
-    def finish(self, begun: Any) -> Values:
-        for _, (start, computed), done in begun:
-            done.synchronize()
+    def finish(self, begun: list[tuple[list[Tensor], list[Any]]]) -> Values:
+        for _, (start, computed, copied) in begun:
+            copied.synchronize()
             self.seconds += start.elapsed_time(computed) / 1000
-        return self.joined(back for back, _, _ in begun)
-
-
-class CompileEngine(TorchEngine):
-    """The network through torch.compile with its weights folded in as constants (Inductor's freezing)."""
-
-    def __init__(self, views: Views, batch: int, part: int, precision: str) -> None:
-        super().__init__(views, batch, part, precision)
-        _compile(self, options={"freezing": True})
+        return _joined(self.views.names, (back for back, _ in begun))
 
 
 class CudaCompileEngine(CudaEngine):
-    """The network through torch.compile as one captured CUDA graph."""
+    """The network through torch.compile as a captured CUDA graph."""
 
     def __init__(self, views: Views, batch: int, part: int, precision: str) -> None:
         super().__init__(views, batch, part, precision)
-        _compile(self, mode="reduce-overhead")
+        graph = _compiled(self, mode="reduce-overhead")
 
-    def compute(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        torch.compiler.cudagraph_mark_step_begin()
-        return super().compute(pixels)
+        def replayed(pixels: Tensor) -> tuple[Tensor, ...]:
+            torch.compiler.cudagraph_mark_step_begin()
+            return graph(pixels)
+
+        self.call = replayed
 
 
 class OpenVinoEngine(Engine):
@@ -161,7 +175,6 @@ class OpenVinoEngine(Engine):
         self.tensor = openvino.Tensor
         self.ahead = math.ceil(threads * part / batch)
         self.idle: list[list[Any]] = []
-        self.last_end = 0.0
 
     def begin(self, pixels: np.ndarray) -> tuple[np.ndarray, Values, list[Any], list[float]]:
         pixels = np.ascontiguousarray(pixels)
@@ -179,25 +192,54 @@ class OpenVinoEngine(Engine):
 
     def finish(self, begun: tuple[np.ndarray, Values, list[Any], list[float]]) -> Values:
         _, values, requests, starts = begun
-        for request in requests:
-            request.wait()
-        end = max(start + request.latency / 1000 for start, request in zip(starts, requests))
-        self.seconds += max(0.0, end - max(starts[0], self.last_end))
-        self.last_end = end
+        errors = []
+        for request in requests:  # all of them, since they write to memory that is ours
+            try:
+                request.wait()
+            except (MemoryError, RuntimeError) as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        self.was_busy(starts[0], max(start + request.latency / 1000 for start, request in zip(starts, requests)))
         self.idle.append(requests)
         return values
 
 
-def _compile(engine: TorchEngine, **how: Any) -> None:
-    """Puts torch.compile in front of the network and compiles it; raises `Unavailable` where that cannot be."""
-    engine.call = torch.compile(engine.views, dynamic=False, **how)
-    pixels = torch.zeros((engine.part, *engine.views.image_shape), dtype=torch.uint8, device=engine.device)
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Has torch compute each call in the thread that makes it, for as long as the block lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        engine.compute(pixels)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _channels_last(views: Views) -> Call:
+    return views.to(memory_format=torch.channels_last)
+
+
+def _compiled(engine: Engine, **how: Any) -> Call:
+    """The views through torch.compile, compiled; raises `Unavailable` where that cannot be."""
+    call: Call = torch.compile(engine.views, dynamic=False, **how)
+    pixels = torch.zeros((engine.part, *engine.views.image_shape), dtype=torch.uint8, device=engine.views.scale.device)
+    try:
+        _computed(call, pixels, engine.precision)
     except Exception as error:  # compilers raise what they like; nothing is lost of it
         if is_of_memory(error):
             raise
         raise Unavailable(f"backend='compile': torch.compile fails here ({_in_brief(error)}); take backend='torch'") from error
+    return call
+
+
+def _computed(call: Call, pixels: Tensor, precision: str) -> tuple[Tensor, ...]:
+    with torch.inference_mode(), torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return call(pixels)
+
+
+def _joined(names: Sequence[str], parts: Iterable[Sequence[Tensor]]) -> Values:
+    return {name: torch.cat(views).contiguous().numpy() for name, views in zip(names, zip(*parts))}
 
 
 def import_openvino() -> Any:
@@ -224,22 +266,42 @@ def import_openvino() -> Any:
 def _converted(views: Views, batch: int) -> Any:
     """`views` as a model of OpenVINO's for batches of one size; raises `Unavailable` where that cannot be."""
     from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
-    shape = (batch, *views.image_shape)
+    pixels = torch.zeros((batch, *views.image_shape), dtype=torch.uint8)
     frontend = FrontEndManager().load_by_framework("pytorch")
     try:
         with torch.no_grad(), _root_logger_muted():
-            program = torch.export.export(views, (torch.zeros(shape, dtype=torch.uint8),), strict=False)
-            decoder = TorchFXPythonDecoder.from_exported_program(program)  # held, since the loaded model refers to it
+            decoder = _traced(views, pixels) or _exported(views, pixels)  # held: the frontend does not
             model = frontend.convert(frontend.load(decoder))
-        model.reshape(list(shape))
-    except Exception as error:  # export and conversion raise what they like; nothing is lost of it
+        model.reshape(list(pixels.shape))
+    except Exception as error:  # tracing, export and conversion raise what they like; nothing is lost of it
         if is_of_memory(error):
             raise
         raise Unavailable(f"backend='openvino': OpenVINO cannot take this network ({_in_brief(error)}); "
                           "take backend='torch' or 'compile'") from error
     return model
+
+
+def _traced(views: Views, pixels: Tensor) -> Any:
+    """The network as it runs on black images; None where modules of others are in it, which may run otherwise on others.
+
+    Tracing takes a tenth of the time of an export, and most of a small run is its start. Modules of ziggurat and torch
+    branch on shapes only, which are fixed here.
+    """
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    if not {type(module).__module__.partition(".")[0] for module in views.modules()} <= {"torch", __name__.partition(".")[0]}:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is deprecated, and of each branch
+        traced = torch.jit.trace(views, (pixels,), check_trace=False, strict=False)
+    return TorchScriptPythonDecoder(traced, example_input=(pixels,))
+
+
+def _exported(views: Views, pixels: Tensor) -> Any:
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    return TorchFXPythonDecoder.from_exported_program(torch.export.export(views, (pixels,), strict=False))
 
 
 @contextmanager

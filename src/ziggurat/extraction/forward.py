@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -24,6 +25,7 @@ from .backends import (
     Unavailable,
     is_of_memory,
     largest_divisor,
+    one_thread_each,
 )
 from .decoding import Preprocessing
 from .outputs import Outputs
@@ -34,8 +36,8 @@ __all__ = ["BACKENDS", "PRECISIONS", "Forward", "OutOfMemory", "Views", "make_fo
 BACKENDS = ("auto", "torch", "compile", "openvino")
 PRECISIONS = {"fp32": 0.9999, "bf16": 0.99}
 """What numbers are computed in, and the least cosine to eager float32 at which a backend is taken."""
-OPENVINO_PART = 4
-"""Images at once in a thread: what took least time of the CPU for EfficientNet, from 1 to 32."""
+PART = 4
+"""Images at once in a thread of the CPU: what took EfficientNet the least time of it, from 1 to 32."""
 
 
 class OutOfMemory(ZigguratError, MemoryError):
@@ -67,18 +69,27 @@ class Forward:
         `batches` are pairs of anything and uint8 pixels (`batch_size` H W C), read a few ahead; an array given may not be
         written to again. Outputs are float32 by name. Where memory does not suffice, a batch is computed in halves, in
         quarters and so on, and so are all after it; the last bits of the numbers may then be others. Raises `OutOfMemory`
-        when a single image is too much.
+        when a single image is too much. While it lasts, torch has one thread a call.
         """
         begun: deque[tuple[Any, np.ndarray, Engine, Any]] = deque()
-        for tag, pixels in batches:
-            expected = (self.batch_size, *self._engine.views.image_shape)
-            if pixels.shape != expected or pixels.dtype != np.uint8:
-                raise BadArgument(f"a batch of {pixels.dtype} {pixels.shape}: give uint8 {expected}, zeros where there is no image")
-            begun.append((tag, pixels, *self._begin(pixels)))
-            if len(begun) > self._engine.ahead:
-                yield self._finish(*begun.popleft())
-        while begun:
-            yield self._finish(*begun.popleft())
+        with one_thread_each():
+            try:
+                for tag, pixels in batches:
+                    begun.append((tag, pixels, *self._begin(self._checked(pixels))))
+                    if len(begun) > self._engine.ahead:
+                        yield self._finish(*begun.popleft())
+                while begun:
+                    yield self._finish(*begun.popleft())
+            finally:
+                for _, _, engine, unread in begun:  # of a caller that has seen enough
+                    with suppress(MemoryError, RuntimeError):
+                        engine.finish(unread)
+
+    def _checked(self, pixels: np.ndarray) -> np.ndarray:
+        expected = (self.batch_size, *self._engine.views.image_shape)
+        if pixels.shape != expected or pixels.dtype != np.uint8:
+            raise BadArgument(f"a batch of {pixels.dtype} {pixels.shape}: give uint8 {expected}, zeros where there is no image")
+        return pixels
 
     def _begin(self, pixels: np.ndarray) -> tuple[Engine, Any]:
         while True:
@@ -128,7 +139,7 @@ def make_forward(
     torch on a batch of noise, and torch everywhere else: never by a measurement of time, so that two runs on one machine
     choose the same. OpenVINO and torch.compile are held against torch in float32 before they are taken: the cosine of
     each output of each image is at least 0.9999 with `precision` 'fp32' and 0.99 with 'bf16'. On a CPU, `threads` (all
-    cores) are set for torch in the whole process.
+    cores) parts of a batch are computed at once.
 
     Raises `BadArgument` for what cannot work, a backend asked for by name that cannot run among it, and `MissingExtra`
     for 'openvino' where it is not installed.
@@ -142,28 +153,27 @@ def make_forward(
     device = _device(device)
     is_cpu = device.type == "cpu"
     count = threads or os.cpu_count() or 1
-    if is_cpu:
-        torch.set_num_threads(count)
     views = Views(model.to(device), outputs, preprocessing)
-    torch_engine, compile_engine = (TorchEngine, CompileEngine) if is_cpu else (CudaEngine, CudaCompileEngine)
 
     def of(name: str, part: int) -> Engine:
-        if name == "openvino":
-            return OpenVinoEngine(views, batch_size, part, precision, count)
-        return (compile_engine if name == "compile" else torch_engine)(views, batch_size, part, precision)
+        if is_cpu or name == "openvino":
+            on_cpu = {"torch": TorchEngine, "compile": CompileEngine, "openvino": OpenVinoEngine}[name]
+            return on_cpu(views, batch_size, part, precision, count)
+        return {"torch": CudaEngine, "compile": CudaCompileEngine}[name](views, batch_size, part, precision)
 
     def forward(name: str, why: str) -> Forward:
-        part = largest_divisor(batch_size, OPENVINO_PART) if name == "openvino" else batch_size
-        engine = of(name, part)
+        engine = of(name, largest_divisor(batch_size, PART) if is_cpu else batch_size)
         package = "openvino" if name == "openvino" else "torch"
         reason = f"{name} ({package} {version(package)}, {precision} on {device.type}): {why}"
+        made = Forward(name, reason, engine, partial(of, name), count)
         if name != "torch":
-            cosine = _agreement(engine, views)
+            cosine = _agreement(made, views)
             if not cosine >= PRECISIONS[precision]:
                 raise Unavailable(f"backend={name!r} differs from torch for this network: the cosine on a batch of noise is "
                                   f"{cosine:.6f}, and {PRECISIONS[precision]} is required; take backend='torch'")
-            reason += f"; cosine to torch in float32 {cosine:.6f}"
-        return Forward(name, reason, engine, partial(of, name), count)
+            made.reason += f"; cosine to torch in float32 {cosine:.6f}"
+            engine.seconds = 0.0
+        return made
 
     if backend != "auto":
         return forward(backend, "asked for")
@@ -189,17 +199,16 @@ def _device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def _agreement(engine: Engine, views: Views) -> float:
+def _agreement(forward: Forward, views: Views) -> float:
     """The least cosine of any output of two images of noise to those of torch in float32; NaN where there is one."""
     height, width, channels = views.image_shape
     coarse = np.random.default_rng(0).integers(0, 256, (2, -(-height // 16), -(-width // 16), channels), np.uint8)
-    pixels = np.zeros((engine.batch, height, width, channels), np.uint8)
-    count = min(2, engine.batch)
+    pixels = np.zeros((forward.batch_size, height, width, channels), np.uint8)
+    count = min(2, forward.batch_size)
     pixels[:count] = coarse.repeat(16, axis=1).repeat(16, axis=2)[:count, :height, :width]
     with torch.inference_mode():
         exact = views(torch.from_numpy(pixels[:count]).to(views.scale.device))
-    found = engine.finish(engine.begin(pixels))
-    engine.seconds = 0.0
+    ((_, found),) = forward.stream([(None, pixels)])
     cosines = [
         _cosine(one.astype(np.float64).ravel(), other.cpu().double().numpy().ravel())
         for name, others in zip(views.names, exact) for one, other in zip(found[name], others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
@@ -30,8 +31,8 @@ class Views(nn.Module):
     without the prefix tokens, a vector stays as it is. Which axes of a map are its pixels follows from `model.layout`;
     those of a convolution are the last two always.
 
-    The network is taken over: it is put into evaluation mode, and hooks stay on the submodules tapped. Nothing is run
-    that no output needs. Raises `BadArgument` for an output that this network does not have, naming the nearest.
+    The network is taken over: it is put into evaluation mode, and hooks stay on the submodules tapped, so that it runs
+    through this object only. Several threads may do that at once. Nothing is run that no output needs. Raises `BadArgument` for an output that this network does not have, naming the nearest.
     """
 
     scale: Tensor
@@ -54,9 +55,9 @@ class Views(nn.Module):
         self.asked = tuple(name for name, wanted in asked.items() if wanted)
         self.run = self.asked  # views of `Backbone.extract`; more than asked for where a tap lies behind them
         self.levels: tuple[int, ...] | None = None  # instead of them: the levels to run, the deepest of them last
-        self._scores_apart = self._is_second_head = False
+        self._scores_apart = False
         self._check_strides()
-        self._caught: dict[str, Any] = {}
+        self._caught: dict[int, dict[str, Any]] = {}  # what hooks have caught in the pass that a thread is in
         for tap in self.taps:
             self._module(tap).register_forward_hook(self._catch(tap))
         if self.taps:
@@ -79,20 +80,19 @@ class Views(nn.Module):
 
     def _pass(self, pixels: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
         """One pass of the network: the views that were run, and the outputs of the modules tapped."""
-        self._caught.clear()
         images = torch.addcmul(self.shift, pixels.float(), self.scale).permute(0, 3, 1, 2)
         images = images.to(next(self.model.parameters()).dtype)
-        if self.levels is None:
-            found = self.model.extract(images, self.run, strides=self.strides or None)
-            if self._scores_apart:
-                self._is_second_head = True
-                found["scores"] = self.model.forward_head(found["features"])
-                self._is_second_head = False
-        else:
+        caught = self._caught[_thread()] = {}
+        if self.levels is not None:
             levels = self.model.forward_intermediates(images, self.levels, intermediates_only=True)
-            found = {"pyramid": dict(zip(self.strides, levels))}
-        caught = dict(self._caught)
-        self._caught.clear()
+            found: dict[str, Any] = {"pyramid": dict(zip(self.strides, levels))}
+        else:
+            found = self.model.extract(images, self.run, strides=self.strides or None)
+        if self._scores_apart:
+            again = self._caught[_thread()] = {}
+            found["scores"] = self.model.forward_head(found["features"])
+            caught = {**again, **caught}
+        del self._caught[_thread()]
         return found, caught
 
     def _probe(self) -> Tensor:
@@ -111,12 +111,11 @@ class Views(nn.Module):
 
     def _catch(self, tap: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if self._is_second_head and tap in self._caught:
-                return
-            if tap in self._caught:
+            caught = self._caught[_thread()]
+            if tap in caught:
                 raise BadArgument(f"taps: the module {tap!r} is called more than once in a pass; tap one that holds it, "
                                   "or that comes after it")
-            self._caught[tap] = output
+            caught[tap] = output
 
         return hook
 
@@ -182,3 +181,8 @@ class Views(nn.Module):
                 close = min(there, key=lambda one: max(one, stride) / min(one, stride))
                 raise UnsupportedStride(f"strides={list(self.strides)}: {self.model.architecture or type(self.model).__name__} "
                                         f"has no level of stride {stride}; the nearest is {close}, of {', '.join(map(str, there))}")
+
+
+def _thread() -> int:
+    """This thread's number; a graph has none."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
