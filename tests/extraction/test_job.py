@@ -313,9 +313,10 @@ class Steps:
         sys.addaudithook(self)
 
     def __call__(self, event, arguments):
-        if not self.folder or event not in ("os.remove", "os.rename", "os.rmdir", "os.mkdir"):
+        if not self.folder or event not in ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "shutil.rmtree"):
             return
-        if any(str(self.folder) in os.fsdecode(each) for each in arguments if isinstance(each, (str, bytes, os.PathLike))):
+        paths = [os.fsdecode(each) for each in arguments if isinstance(each, (str, bytes, os.PathLike))]
+        if not os.path.isabs(paths[0]) or any(str(self.folder) in path for path in paths):  # rmtree names them relatively
             self.left -= 1
             if self.left < 0:
                 self.folder = None

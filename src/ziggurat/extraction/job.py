@@ -417,6 +417,8 @@ def _model_of(
                                 "random": random, "classes": classes}
         backbone = load_model(spec, has_head=outputs.logits)
     else:
+        if not isinstance(model, Backbone):
+            raise BadArgument(f"model is a {type(model).__name__}; give the name of a model, or what ziggurat.create_model makes")
         if model.training:
             raise BadArgument("the model is in training mode, where the images of a batch change each other's features; "
                               "call model.eval() first")
