@@ -556,3 +556,11 @@ def test_the_command(photos, tmp_path):
     ziggurat_("retry", out, "--workers", "0", status=3)
     ziggurat_("extract", photos, "--out", tmp_path / "x", "-m", "resnet5O", status=1)
     ziggurat_("extract", photos, "--out", tmp_path / "x", "-m", "resnet10t", "--random", "--strides", "a", status=1)
+    _, stderr = ziggurat_("extract", photos, "--out", tmp_path / "x", *FLAGS, "--taps", "", status=1)
+    assert "'' is no name of a module" in stderr
+    _, stderr = ziggurat_("extract", photos, "--out", tmp_path / "x", *FLAGS, "--taps", "layer1, layer2", "--dry-run")
+    assert "20 images in 3 units" in stderr
+    stdout, _ = ziggurat_("extract", photos, "--out", tmp_path / "x", *FLAGS, "--plan-only", "--json")
+    assert [json.loads(line)["event"] for line in stdout.splitlines()] == ["planned"]
+    _, stderr = ziggurat_("extract", photos, "--out", tmp_path / "x", *FLAGS, "--dtype", "f32", "--dry-run", status=1)
+    assert "--dtype: f16 in this run, f32 now" in stderr

@@ -131,7 +131,7 @@ def run(
         with reporter_for(as_json) as reporter:
             summary = extract(
                 sources if len(sources) > 1 else sources[0], known_model(model, checkpoint, random), out,
-                embed=embed, strides=wanted, tokens=tokens, logits=logits, taps=tuple(taps.split(",")) if taps else (),
+                embed=embed, strides=wanted, tokens=tokens, logits=logits, taps=() if taps is None else tuple(tap.strip() for tap in taps.split(",")),
                 dtype=dtype.value, format=format, size=size, decode=decode.value, exif=exif.value, column=column,
                 checkpoint=checkpoint, random=random, classes=classes, backend=backend.value, precision=precision.value,
                 device=device, batch_size=batch, unit_size=unit, threads=threads, workers=workers, timeout=timeout,
