@@ -9,6 +9,7 @@ import sys
 import tarfile
 import threading
 import time
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -224,6 +225,11 @@ class TestLists:
         (tmp_path / "all.txt").write_text("a.tar\nb.jpg\n")
         assert keys(tmp_path / "all.txt") == ["a.tar/0000.jpg", "a.tar/0001.jpg", "a.tar/0002.jpg", "b.jpg"]
 
+    def test_a_list_that_is_no_utf_8(self, tmp_path):
+        (tmp_path / "all.txt").write_bytes("a.jpg\nb.jpg\n".encode("utf-16"))
+        with pytest.raises(BadArgument, match="no UTF-8 text: it holds zero bytes; save it as UTF-8"):
+            list_inputs(tmp_path / "all.txt")
+
 
 class TestTars:
     def test_members_by_offset(self, tmp_path):
@@ -233,6 +239,15 @@ class TestTars:
         assert items[1].member == "0001.jpg" and items[1].size == 4 * 300 and items[1].offset % 512 == 0
         assert items[1].stamp == str((tmp_path / "s.tar").stat().st_mtime_ns)
         assert [read_bytes(item) for item in reversed(items)][::-1] == [b"0jpg" * 300, b"1jpg" * 300, b"2jpg" * 300, b"png"]
+
+    def test_a_file_of_two_names_is_two_images(self, tmp_path):
+        put(tmp_path, "in/a.jpg")
+        os.link(tmp_path / "in" / "a.jpg", tmp_path / "in" / "b.jpg")
+        with tarfile.open(tmp_path / "s.tar", "w") as tar:
+            tar.add(tmp_path / "in" / "a.jpg", "./a.jpg")
+            tar.add(tmp_path / "in" / "b.jpg", "./b.jpg")
+            assert tar.getmembers()[1].islnk()
+        assert contents(tmp_path / "s.tar") == {"s.tar/a.jpg": "in/a.jpg", "s.tar/b.jpg": "in/a.jpg"}
 
     @pytest.mark.parametrize("source", ["", "/shard-*.tar", "/shard-{000..001}.tar", "/{shard-000,shard-001}.tar"])
     def test_shards(self, tmp_path, source):
@@ -314,6 +329,19 @@ def image_struct(values, paths=None):
 
 
 class TestParquet:
+    def test_dictionaries_views_and_empty_paths(self, tmp_path):
+        put(tmp_path, "a.jpg")
+        pq.write_table(pa.table({"path": pa.array(["a.jpg", "a.jpg", "b.jpg"]).dictionary_encode()}), tmp_path / "p.parquet")
+        listing = list_inputs(tmp_path / "p.parquet")
+        assert [item.key for item in listing.items] == ["a.jpg", "b.jpg"] and listing.duplicates == 1
+        pq.write_table(pa.table({"image": pa.array([b"1", b"2", b"1"]).dictionary_encode()}), tmp_path / "d.parquet")
+        assert list(contents(tmp_path / "d.parquet").values()) == ["1", "2", "1"]
+        pq.write_table(pa.table({"path": pa.array(["", "a.jpg"])}), tmp_path / "e.parquet")
+        full, empty = list_inputs(tmp_path / "e.parquet").items
+        assert read_bytes(full) == b"a.jpg"
+        with pytest.raises(ReadFailure, match="missing: row 0 of column 'path' is an empty path"):
+            read_bytes(empty)
+
     def test_hugging_face_images(self, tmp_path):
         datasets = pytest.importorskip("datasets")
         from PIL import Image
@@ -629,6 +657,16 @@ class TestFsspec:
         check_everywhere("memory://root")
         assert in_process_only(list_inputs("memory://root/shots").items)
         assert in_process_only(list_inputs("zip://*/*.jpg::memory://root/z.zip").items)
+
+    def test_names_that_look_like_a_chain(self, memory):
+        memory.pipe("/root/a::b.jpg", b"ab")
+        memory.pipe("/root/c.jpg", b"c")
+        assert contents("memory://root") == {"a::b.jpg": "ab", "c.jpg": "c"}
+
+    def test_a_zip_on_disk(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+            archive.writestr("in/a.jpg", "a")
+        assert list(contents(f"zip://*/*.jpg::{tmp_path}/z.zip").values()) == ["a"]
 
     def test_a_list_on_disk_of_shards_elsewhere(self, memory, tmp_path):
         fill(memory, "/root")

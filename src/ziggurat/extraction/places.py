@@ -19,7 +19,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import BadArgument, MissingExtra
 
-__all__ = ["Disk", "File", "Place", "ReadFailure", "Remote", "actual", "failure_of", "is_url", "kept_open", "place_of", "printable"]
+__all__ = ["Disk", "File", "Place", "ReadFailure", "Remote", "actual", "failure_of", "is_url", "kept_open", "links_of", "place_of",
+           "printable"]
 
 Wanted = Callable[[str], bool]  # by a file's name
 
@@ -210,7 +211,7 @@ class Remote:
     def join(self, folder: str, name: str) -> str:
         if is_url(name):
             return name
-        first, *rest = folder.split("::")
+        first, *rest = links_of(folder)
         return "::".join([f"{first.rstrip('/')}/{name.lstrip('/')}", *rest])
 
     def check(self, address: str) -> None:
@@ -272,6 +273,15 @@ def is_url(address: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)", address) is not None
 
 
+_INSIDE = ("zip", "tar", "libarchive", "simplecache", "filecache", "blockcache", "cached", "reference", "dir")
+
+
+def links_of(url: str) -> list[str]:
+    """The links of a chain, zip://cat.jpg and s3://bucket/a.zip; of any other URL itself, for a name may hold ::, too."""
+    links = url.split("::")
+    return links if "://" in links[-1] or links[0].partition(":")[0] in _INSIDE else [url]
+
+
 def place_of(address: str) -> tuple[Place, str]:
     """Where an address leads, and the address in the spelling of that place: absolute on disk, as it is elsewhere."""
     if address.startswith(("file://", "local://")) and "::" not in address:
@@ -288,10 +298,14 @@ def _system(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL and the path in it. fsspec keeps the instances, and makes new ones after a fork."""
     protocol = url.partition(":")[0]
     _check_protocol(protocol)
-    from fsspec.core import url_to_fs
+    from fsspec.core import get_filesystem_class, url_to_fs
 
     # s3fs would ask for the size of every image first, to read it in several pieces at a time
-    return url_to_fs(url, **({"max_concurrency": 1} if protocol in ("s3", "s3a") else {}))
+    settings = {"max_concurrency": 1} if protocol in ("s3", "s3a") else {}
+    if "::" not in url or len(links_of(url)) > 1:
+        return url_to_fs(url, **settings)
+    system, _ = url_to_fs(url.partition("::")[0], **settings)  # the rest is part of a name, no link of a chain
+    return system, get_filesystem_class(protocol)._strip_protocol(url)
 
 
 @lru_cache(maxsize=64)
@@ -309,7 +323,7 @@ def _check_protocol(protocol: str) -> None:
 
 def _with_path(address: str, path: str) -> str:
     """The address of another path in the file system that `address` (a chain a://b::c://d, it may be) leads to."""
-    links = address.split("::")
+    links = links_of(address)
     first = next(index for index, link in enumerate(links) if "://" in link)
     protocol = links[first].partition("://")[0]
     links[first] = path if "://" in path else f"{protocol}://{path}"

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data.image import IMAGE_EXTENSIONS
 from ..errors import BadArgument, MissingExtra
-from .places import Disk, File, Place, ReadFailure, actual, failure_of, is_url, kept_open, place_of, printable
+from .places import Disk, File, Place, ReadFailure, actual, failure_of, is_url, kept_open, links_of, place_of, printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -211,6 +211,8 @@ class _Origin:
 
     def _lines(self, address: str) -> Iterator[Item]:
         text = os.fsdecode(self.place.read(address, "").removeprefix(b"\xef\xbb\xbf"))
+        if "\0" in text:  # UTF-16, as Windows' shells write it
+            raise BadArgument(f"the list {address!r} is no UTF-8 text: it holds zero bytes; save it as UTF-8")
         for line in text.split("\n"):
             if line.strip():
                 yield from self._inside(_linked(self.place, address, line.removesuffix("\r")))
@@ -240,7 +242,7 @@ class _Origin:
 
 def _own_part(address: str) -> str:
     """The link of a chain of URLs that names the file: zip://a/b.jpg of zip://a/b.jpg::s3://bucket/c.zip."""
-    return next((link for link in address.split("::") if "://" in link), address) if is_url(address) else address
+    return next((link for link in links_of(address) if "://" in link), address) if is_url(address) else address
 
 
 def _suffix(name: str) -> str:
@@ -317,6 +319,11 @@ def _row_of(file: File, column: str, row: int) -> Item:
 def _in_tar(place: Place, file: File) -> Iterator[Item]:
     """The images in a tar, and if it ends too early an item for what is lost: reading that one says so."""
     key, container = printable(file.name), printable(file.address)
+    held: dict[str, tuple[int, int]] = {}  # where the images are that hard links may lead to
+
+    def wanted(name: str) -> bool:
+        return _suffix(name) in IMAGE_EXTENSIONS and not re.search(r"(^|/)\.[^.]", name)
+
     with place.open(file.address) as stream:
         try:
             with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
@@ -325,11 +332,17 @@ def _in_tar(place: Place, file: File) -> Iterator[Item]:
                     while (member := tar.next()) is not None:
                         tar.members = []  # type: ignore[attr-defined]  # it would keep them all
                         name = posixpath.normpath(member.name)
+                        if member.islnk():  # tar writes a file of two names once
+                            at, size = held.get(posixpath.normpath(member.linkname), (-1, -1))
+                            if at >= 0 and wanted(name):
+                                yield Item(f"{key}/{printable(name)}", container, printable(name), at, size, file.stamp)
+                            continue
                         cut = member.offset_data + member.size > file.size >= 0
-                        if member.isreg() and _suffix(name) in IMAGE_EXTENSIONS and not re.search(r"(^|/)\.[^.]", name):
+                        if member.isreg() and wanted(name):
                             if member.sparse is not None:
                                 raise BadArgument(f"{file.address!r} holds a sparse member, {name!r}, whose bytes are not "
                                                   "in one piece; write the tar without --sparse")
+                            held[name] = member.offset_data, member.size
                             member_name = printable(name)
                             yield Item(f"{key}/{member_name}", container, member_name, member.offset_data, member.size,
                                        file.stamp)
@@ -380,15 +393,15 @@ def _image_column(schema: pa.Schema, asked: str | None, address: str) -> tuple[s
     from pyarrow import types
 
     def is_text(kind: pa.DataType) -> bool:
-        return types.is_string(kind) or types.is_large_string(kind)
+        return types.is_string(kind) or types.is_large_string(kind) or str(kind) == "string_view"
 
     def is_bytes(kind: pa.DataType) -> bool:
-        return types.is_binary(kind) or types.is_large_binary(kind)
+        return types.is_binary(kind) or types.is_large_binary(kind) or str(kind) == "binary_view"
 
     def is_image(kind: pa.DataType) -> bool:  # Hugging Face's Image: struct<bytes, path>
         return types.is_struct(kind) and any(field.name == "bytes" and is_bytes(field.type) for field in kind)
 
-    kinds = {field.name: field.type for field in schema}
+    kinds = {field.name: field.type.value_type if types.is_dictionary(field.type) else field.type for field in schema}
     if asked is not None:
         if asked not in kinds:
             raise BadArgument(f"column={asked!r} is none of {address!r}'s: {', '.join(kinds)}")
@@ -490,10 +503,10 @@ def _read_row(place: Place, address: str, item: Item) -> bytes:
         raise
     if isinstance(value, dict):
         value = value["bytes"] if value["bytes"] is not None else value.get("path")
+    if value is None or value == "":
+        raise ReadFailure("missing", f"row {number} of column {column!r} is {'null' if value is None else 'an empty path'}")
     if isinstance(value, str):  # Hugging Face: bytes that were not embedded
         value = read_bytes(_whole(_linked(place, address, value)))
-    if value is None:
-        raise ReadFailure("missing", f"row {number} of column {column!r} is null")
     return value
 
 
