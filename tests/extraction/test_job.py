@@ -169,6 +169,20 @@ def test_retry_gives_what_an_undisturbed_run_gives(tmp_path):
     assert pq.read_table(out / "failures.parquet").num_rows == 0
 
 
+def test_a_file_that_changes_meanwhile_is_a_failure_until_it_is_taken_anew(tmp_path):
+    folder, out = pictures(tmp_path / "in", 6), tmp_path / "out"
+    run(folder, out, plan_only=True)
+    with pytest.MonkeyPatch.context() as patch:
+        # after the inputs have been compared with the plan, before they are read
+        plan = ziggurat.extraction.job._Session.work
+        patch.setattr(ziggurat.extraction.job._Session, "work", lambda self, *rest: (
+            (folder / "00002.jpg").write_bytes(picture(77)), os.utime(folder / "00002.jpg", (1, 1)), plan(self, *rest))[-1])
+        assert run(folder, out).failures == {"read/changed": 1}
+    assert retry(out, workers=0).state == "complete"
+    run(folder, tmp_path / "whole")
+    assert written(out) == written(tmp_path / "whole")
+
+
 def _damage(out, how):
     path = out / "embedding" / "000001.parquet"
     if how == "gone":

@@ -230,7 +230,7 @@ def test_keys_among_a_million_are_found_by_reading_a_few_parts_of_the_plan(
     for row in rows:
         reads.clear()
         assert plan.find(keys[row]) == row
-        assert len(reads) <= 4 + 3 and len(plan._kept) <= 4  # of 16 parts, by bisection of 13 and of 4
+        assert len(reads) <= 7 + 5 + 2 and len(plan._kept) <= 4  # of 123 parts, by bisection of 98 and of 26, one of each again
     assert plan.at(np.array(rows)) == [keys[row] for row in rows]
     for absent in ("", "shard/000000002.jpg", "z"):
         with pytest.raises(KeyError, match="no image of this run has the key"):

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from ziggurat.errors import BadArgument, MissingExtra
+from ziggurat.extraction import places
 from ziggurat.extraction.places import Disk, actual, failure_of, printable
 from ziggurat.extraction.sources import Item, ReadFailure, in_process_only, list_inputs, read_bytes, refreshed
 
@@ -582,6 +583,19 @@ class TestReading:
         items = list_inputs([tmp_path / "s.tar", tmp_path / "p.parquet"]).items * 3
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(read_bytes, items)) == [read_bytes(item) for item in items]
+
+    def test_a_file_put_out_of_those_kept_while_it_is_read_stays_open(self, tmp_path, monkeypatch):
+        (tmp_path / "s.tar").write_bytes(tar_bytes(*SAMPLES))
+        items = list_inputs(tmp_path / "s.tar").items
+        expected = read_bytes(items[0])
+        pread = os.pread
+
+        def late(number, size, start):
+            places.kept_open.cache_clear()
+            return pread(number, size, start)
+
+        monkeypatch.setattr(os, "pread", late)
+        assert read_bytes(items[0]) == expected
 
     def test_failures_can_be_sent(self):
         failure = pickle.loads(pickle.dumps(ReadFailure("missing", "there is nothing", True)))

@@ -19,6 +19,7 @@ CAUSES = {
     "missing": "there is nothing at the address any more",
     "denied": "the address may not be read",
     "unavailable": "reading failed again and again, though it may succeed another time; never a statement about the image",
+    "changed": "the file is another than when the run was planned; retry takes it as it is now",
     "empty": "zero bytes",
     "truncated": "the file ends too early",
     "not_an_image": "no format that Pillow knows",

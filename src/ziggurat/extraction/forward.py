@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
@@ -113,9 +113,7 @@ class Forward:
         if self._engine is not failed:
             return
         if failed.part == 1:
-            height, width, _ = failed.views.image_shape
-            raise OutOfMemory(f"not enough memory for the forward pass of a single image of {height} x {width} pixels; take "
-                              "smaller images, fewer outputs, a smaller network or a device with more memory") from error
+            raise _too_large(failed.views.image_shape[:2]) from error
         engine = self._build(largest_divisor(failed.batch, failed.part // 2))
         engine.seconds = failed.seconds
         self._engine = engine
@@ -153,7 +151,12 @@ def make_forward(
     device = _device(device)
     is_cpu = device.type == "cpu"
     count = threads or os.cpu_count() or 1
-    views = Views(model.to(device), outputs, preprocessing)
+    try:
+        views = Views(model.to(device), outputs, preprocessing)
+    except (MemoryError, RuntimeError) as error:
+        if is_of_memory(error):
+            raise _too_large(preprocessing.size) from error
+        raise
 
     def of(name: str, part: int) -> Engine:
         if is_cpu or name == "openvino":
@@ -183,6 +186,11 @@ def make_forward(
         return forward("openvino", "the fastest on a CPU")
     except (MissingExtra, Unavailable) as error:
         return forward("torch", str(error))
+
+
+def _too_large(size: Sequence[int]) -> OutOfMemory:
+    return OutOfMemory(f"not enough memory for the forward pass of a single image of {size[0]} x {size[1]} pixels; take "
+                       "smaller images, fewer outputs, a smaller network or a device with more memory")
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -75,7 +75,7 @@ class Manifest:
             facts = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise BadArgument(f"{str(path)!r} is damaged ({error}); start over with --fresh") from error
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise BadArgument(f"{str(dest)!r} holds no extraction ({ABOUT}/manifest.json is missing); give the folder that "
                               "was the --out of 'ziggurat extract'") from error
         if facts.pop("format") != FORMAT:

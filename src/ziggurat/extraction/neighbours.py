@@ -158,6 +158,8 @@ def query_vectors(
     """
     if isinstance(queries, (str, os.PathLike)) or (isinstance(queries, (np.ndarray, Tensor)) and queries.ndim == 1):
         queries = [queries]
+    if not len(queries):
+        raise BadArgument("queries are none: give an image, a folder, a key of the run or a vector")
     (width,) = run.manifest.shapes["embedding"]
     names: list[str] = []
     images: list[Item | None] = []

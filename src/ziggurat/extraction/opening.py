@@ -323,7 +323,7 @@ class Keys(Sequence[str]):
     def __contains__(self, key: object) -> bool:
         try:
             self.run._locate(key)  # type: ignore[arg-type]
-        except KeyError:
+        except LookupError:
             return False
         return True
 

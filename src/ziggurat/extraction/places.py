@@ -114,7 +114,7 @@ class Disk:
         return open(address, "rb")
 
     def read(self, address: str, stamp: str) -> bytes:
-        handle = _Handle(address)  # a pipe must not be waited for
+        handle = _Handle(address, stamp)  # a pipe must not be waited for
         if not stat.S_ISREG(os.fstat(handle.number).st_mode):
             raise ReadFailure("not_an_image", "it is a folder" if os.path.isdir(address) else "it is not a regular file")
         with open(handle.number, "rb", buffering=0, closefd=False) as file:
@@ -122,19 +122,21 @@ class Disk:
 
     def read_part(self, address: str, stamp: str, start: int, size: int) -> bytes:
         """`size` bytes from `start` on, fewer where the file ends; the few files read last stay open."""
-        number, parts = kept_open(address, stamp).number, []
-        while size > 0 and (part := os.pread(number, size, start)):  # one call gives 2 GB at most
+        handle, parts = kept_open(address, stamp), []  # held: another thread may put it out of those kept
+        while size > 0 and (part := os.pread(handle.number, size, start)):  # one call gives 2 GB at most
             parts.append(part)
             start, size = start + len(part), size - len(part)
         return b"".join(parts)
 
 
 class _Handle:
-    """An open file that is closed when nobody holds it any more."""
+    """An open file that is closed when nobody holds it any more; a failure if it is not the one that had this stamp."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, stamp: str) -> None:
         self.number = -1
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if stamp and str(os.fstat(self.number).st_mtime_ns) != stamp:
+            raise ReadFailure("changed", "it is not as it was when the run was planned; 'ziggurat retry' takes it as it is now")
 
     def __del__(self) -> None:
         if self.number >= 0:
@@ -143,7 +145,7 @@ class _Handle:
 
 @lru_cache(maxsize=8)
 def kept_open(path: str, stamp: str) -> _Handle:
-    return _Handle(path)  # pread has no position to share: a forked process may use it too
+    return _Handle(path, stamp)  # pread has no position to share: a forked process may use it too
 
 
 def _size_and_stamp(path: str) -> tuple[int, str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Difference", "Plan", "PlanFile", "open_plan"]
 
-CHUNK = 1 << 16  # rows of one record batch and of one row group: what is made or replaced at a time
+CHUNK = 1 << 13  # rows of one record batch and of one row group: what is made or replaced at a time
 IN_PROCESS_ONLY = b"in_process_only"  # in the file's metadata, where `Plan.in_process_only` is true
 
 
@@ -160,7 +160,7 @@ class Plan:
 
 
 class PlanFile:
-    """A saved plan of which no more is in memory than two row groups, of 65,536 rows: for those who need a unit at a time."""
+    """A saved plan of which no more is in memory than two row groups, of 8,192 rows: for those who need a unit at a time."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._file = open_plan(path)

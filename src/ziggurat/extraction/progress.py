@@ -24,6 +24,7 @@ REMEDIES = {
     "missing": "bring the file back, then retry",
     "denied": "allow reading it, then retry",
     "unavailable": "wait for the storage, then retry",
+    "changed": "retry, which takes it as it is now",
     "empty": "copy the file again, then retry",
     "truncated": "copy the file again, then retry",
     "not_an_image": "leave it out, or convert it",
