@@ -436,14 +436,14 @@ def test_a_retry_by_other_versions_is_refused(small, tmp_path, monkeypatch):
 def test_a_plan_that_another_process_made_meanwhile_stands(small, tmp_path, monkeypatch):
     folder, _, expected = small
     out = tmp_path / "out"
-    real = job._model_of
+    real = job.model_of
 
     def slowly(*arguments):
-        monkeypatch.setattr(job, "_model_of", real)
+        monkeypatch.setattr(job, "model_of", real)
         run(folder, out, workers=0)
         return real(*arguments)
 
-    monkeypatch.setattr(job, "_model_of", slowly)
+    monkeypatch.setattr(job, "model_of", slowly)
     with pytest.raises(BadArgument, match="another process has begun"):
         run(folder, out, workers=0, logits=True)
     assert written(out) == expected

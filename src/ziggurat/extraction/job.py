@@ -2,56 +2,58 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import math
 import os
-import shutil
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ..backbone import Backbone
-from ..errors import BadArgument, ChangedRun, IncompleteRun
-from .commit import clean_partial, committed, lock, sha256_of, write_json
+from ..errors import BadArgument, IncompleteRun
+from .commit import clean_partial, lock
 from .decoding import Preprocessing
 from .engines import await_plan, own_device, run_on_ray, world
-from .failures import failures_table, read_failures, write_failures
 from .forward import Forward, make_forward
 from .manifest import ABOUT, Manifest
 from .outputs import Outputs, bytes_per_image, check_installed
 from .plan import Plan, PlanFile
-from .progress import Cause, Event, Finished, Planned, Progress, Resumed, Unit, Verified
-from .sources import Item, list_inputs
-from .stores import finalise, read_unit
+from .planning import (
+    begin,
+    check_same,
+    default_unit_size,
+    disk_errors_told,
+    extend_plan,
+    free_bytes,
+    held,
+    model_of,
+    outside,
+    save_plan,
+    withdraw,
+)
+from .progress import Event, Finished, Planned, Progress, Resumed, Unit
+from .proof import causes, damage_sentence, prove, set_aside
+from .sources import list_inputs
 from .unit import (
     Report,
     UnitRunner,
     available_cores,
     disk_sentence,
     failed_rows,
-    failures_path,
-    load_model,
     sidecar,
     sidecar_path,
     versions_of,
-    weights_sha256,
 )
 
 __all__ = ["EXIT_CODES", "Summary", "extract", "retry", "status", "verify"]
 
 EXIT_CODES = {"complete": 0, "quarantined": 3, "resumable": 4, "stopped": 1, "waiting": 0}
-DIRECTORIES = ("embedding", "logits", "taps", "pyramid", "tokens")  # of a run, whatever its manifest says
 ENGINES = ("auto", "local", "rank", "ray")
 MANY_ERRORS = 0.5  # the share of failures that stops a run by itself, once this many images were tried
 ENOUGH = 1000
@@ -65,7 +67,8 @@ class Summary(NamedTuple):
 
     `state` is 'complete' (verified, every image has its row), 'quarantined' (verified, some images failed and are in
     failures.parquet), 'resumable' (units are missing, or it has not been verified: the same command goes on), 'stopped'
-    (too many images failed) or, of one of several `ranks`, 'waiting' (its own units are done, others' are not). `failures` counts by 'stage/cause'. `reason` says what is missing, in a sentence.
+    (too many images failed) or, of one of several `ranks`, 'waiting' (its own units are done, others' are not).
+    `failures` counts by 'stage/cause'. `reason` says what is missing, in a sentence.
     """
 
     state: str
@@ -197,10 +200,10 @@ def extract(
         raise BadArgument(f"out={str(out)!r} is a folder with other things in it; give one that is empty or not there")
     before = Manifest.load(out) if is_there and not fresh else None
     listing = list_inputs(source, column=column)
-    items, duplicates = _outside(listing.items, out), listing.duplicates
+    items, duplicates = outside(listing.items, out), listing.duplicates
     if not items:
         raise BadArgument(f"source={str(source)!r} holds no image outside of {str(out)!r}; give a folder or file that does")
-    backbone, spec = _model_of(model, checkpoint, random, classes, outputs)
+    backbone, spec = model_of(model, checkpoint, random, classes, outputs)
     preprocessing = Preprocessing.of(backbone, size=_pair(size), decode=decode, exif=exif)
     forward = make_forward(
         backbone, outputs, preprocessing, precision=precision, device=device,
@@ -212,18 +215,18 @@ def extract(
     asked = Manifest(
         model=spec, outputs=outputs, shapes=forward.shapes, preprocessing=preprocessing.stamp(), backend=forward.backend,
         precision=precision, batch_size=forward.batch_size, threads=forward.threads,
-        unit_size=unit_size or (before.unit_size if before else _unit_size(len(items), per_image, forward.batch_size)),
+        unit_size=unit_size or (before.unit_size if before else default_unit_size(len(items), per_image, forward.batch_size)),
         versions=versions_of(forward.backend), source=listing.description,
     )
     if before is not None:
-        _check_same(out, before, asked, items, extend)
+        check_same(out, before, asked, items, extend)
     if dry_run:
         units = -(-len(items) // asked.unit_size)
-        emit(Planned(len(items), units, len(items), per_image * len(items), _free(out), spec["name"], forward.backend,
+        emit(Planned(len(items), units, len(items), per_image * len(items), free_bytes(out), spec["name"], forward.backend,
                      forward.reason, duplicates))
         return Summary("resumable", str(out), len(items), 0, {}, units, 0, reason="a dry run: nothing was computed")
-    with _held(out, shared=ranks > 1):
-        with _planning(out):
+    with held(out, shared=ranks > 1):
+        with disk_errors_told(out):
             if ranks == 1:
                 clean_partial(out)
             now = Manifest.load(out) if not fresh and Manifest.path(out).exists() else None
@@ -231,9 +234,9 @@ def extract(
                 raise BadArgument(f"another process has begun or extended a run in {str(out)!r} meanwhile; give the same "
                                   "command again to go on with that")
             if before is None:
-                _begin(out, items, asked)
+                begin(out, items, asked)
             elif extend:
-                _extend(out, before, items)
+                extend_plan(out, before, items)
         del items, listing  # the plan on the disk takes their place: memory shall not hold both
         if plan_only:
             session.planned(forward.reason, duplicates)
@@ -266,26 +269,26 @@ def retry(
     Manifest.load(dest)
     counts = _Counts(0, emit)
     stopped: _Stop | None = None
-    with _held(dest):
+    with held(dest):
         clean_partial(dest)
         manifest, plan = Manifest.load(dest), Plan.load(dest / ABOUT / "plan.parquet")
         units = [unit for unit in range(len(manifest.units)) if (sidecar(dest, unit) or {}).get("failures")]
-        damaged = _set_aside(dest, manifest, plan, units)  # what is kept of a unit must be what was written
+        damaged = set_aside(dest, manifest, plan, units)  # what is kept of a unit must be what was written
         units = [unit for unit in units if unit not in damaged]
         if units:
             with _ended_by_signals() as ended, UnitRunner(
                 dest, model=model, device=device, workers=workers, timeout=timeout, retries=retries
             ) as runner:
-                with _planning(dest):
-                    _withdraw(dest)
-                    _save_plan(dest, plan.refreshed([row for unit in units for row in failed_rows(dest, unit)]))
+                with disk_errors_told(dest):
+                    withdraw(dest)
+                    save_plan(dest, plan.refreshed([row for unit in units for row in failed_rows(dest, unit)]))
                 runner.plan = PlanFile(dest / ABOUT / "plan.parquet")
                 images = sum(sum((sidecar(dest, unit) or {})["failures"].values()) for unit in units)
                 emit(Planned(manifest.images, len(units), images, images * bytes_per_image(manifest.shapes, manifest.outputs.dtype),
-                             _free(dest), manifest.model["name"], manifest.backend))
+                             free_bytes(dest), manifest.model["name"], manifest.backend))
                 stopped = _run_all(runner, runner.retry_all, units, counts, ended, max_error_rate=1.0)
         summary = _finish(dest, began, counts, stopped, check)
-        return summary._replace(reason=_damage_sentence(damaged)) if damaged and stopped is None else summary
+        return summary._replace(reason=damage_sentence(damaged)) if damaged and stopped is None else summary
 
 
 def status(dest: str | PathLike[str]) -> Summary:
@@ -316,83 +319,9 @@ def verify(dest: str | PathLike[str], *, on_event: Listener | None = None) -> Su
     """
     dest = Path(dest)
     Manifest.load(dest)
-    with _held(dest):
+    with held(dest):
         clean_partial(dest)
         return _finish(dest, time.perf_counter(), _Counts(0, on_event or _silent), None, check=True)
-
-
-# -------------------------------------------------------------------- planning
-
-
-def _begin(out: Path, items: Sequence[Item], asked: Manifest) -> None:
-    """Freezes the plan. The manifest comes last: with it, there is a run."""
-    _clear(out)
-    (out / ABOUT / "partial").mkdir(parents=True, exist_ok=True)
-    _save_plan(out, Plan.make(items))
-    dataclasses.replace(asked, segments=((0, len(items)),)).save(out)
-
-
-def _check_same(out: Path, before: Manifest, asked: Manifest, items: Sequence[Item], extend: bool) -> None:
-    """Raises `ChangedRun` unless what is asked now is the run that is there, or adds to it if it shall."""
-    changes = before.differences(asked)
-    if changes:
-        raise ChangedRun(f"{str(out)!r} holds a run of other arguments:\n  " + "\n  ".join(changes) +
-                         "\ngive what it was begun with to go on, --fresh to start over, or another --out")
-    found = _plan_of(out, before).difference(items)
-    lost = [f"{len(keys)} {what}, as {keys[0]!r}" for what, keys in (("gone", found.removed), ("changed", found.changed)) if keys]
-    if lost or (found.added and not extend):
-        lost += [f"{len(found.added)} new, as {found.added[0]!r}"] if found.added else []
-        raise ChangedRun(
-            f"the inputs are not those that the run in {str(out)!r} was planned with: {'; '.join(lost)}. "
-            + ("--fresh starts over" if len(lost) > 1 or not found.added else "--extend adds what is new, --fresh starts over")
-            + "; to read failed images again, use 'ziggurat retry'"
-        )
-
-
-def _extend(out: Path, before: Manifest, items: Sequence[Item]) -> None:
-    """Adds the inputs that are new. Until the manifest says so, they are not in the run, whatever the plan holds."""
-    plan = _plan_of(out, before)
-    longer = plan.extended(items)
-    if len(longer) > len(plan):
-        _withdraw(out)
-        _save_plan(out, longer)
-        before.extended(len(longer)).save(out)
-
-
-def _plan_of(out: Path, manifest: Manifest) -> Plan:
-    """The plan as far as the manifest goes: an extension that was killed has left more rows behind it."""
-    plan = Plan.load(out / ABOUT / "plan.parquet")
-    return plan if len(plan) == manifest.images else Plan(plan.table.slice(0, manifest.images))
-
-
-def _save_plan(out: Path, plan: Plan) -> None:
-    with committed(out / ABOUT / "plan.parquet", out / ABOUT / "partial") as path:
-        plan.save(path)
-
-
-def _clear(out: Path) -> None:
-    """Takes away what a run has written: what proves it, what makes its units done, its data, and last the manifest.
-
-    So whatever is left when this is killed is a run of which less is done, with which the old command would go on.
-    """
-    _withdraw(out)
-    names = [f"{ABOUT}/units", f"{ABOUT}/failures", f"{ABOUT}/partial", *DIRECTORIES] if Manifest.path(out).exists() else []
-    for name in names:
-        if (out / name).exists():
-            shutil.rmtree(out / name)
-    Manifest.path(out).unlink(missing_ok=True)
-
-
-def _withdraw(out: Path) -> None:
-    """A run about to change is not complete any more."""
-    (out / "_SUCCESS").unlink(missing_ok=True)
-    (out / "failures.parquet").unlink(missing_ok=True)
-
-
-def _outside(items: Sequence[Item], out: Path) -> Sequence[Item]:
-    """The inputs that do not lie in the run's own folder."""
-    own = (os.path.join(os.path.abspath(out), ""), os.path.join(os.path.realpath(out), ""))
-    return [item for item in items if "://" in item.container or not os.path.abspath(item.container).startswith(own)]
 
 
 def _check_decoding(workers: int | None, timeout: float, retries: int) -> None:
@@ -404,47 +333,8 @@ def _check_decoding(workers: int | None, timeout: float, retries: int) -> None:
         raise BadArgument(f"timeout={timeout}: give seconds, above 0")
 
 
-def _model_of(
-    model: str | Backbone, checkpoint: Any, random: bool, classes: int | None, outputs: Outputs
-) -> tuple[Backbone, dict[str, Any]]:
-    """The model, and what makes it again."""
-    if checkpoint is not None and random:
-        raise BadArgument("checkpoint and random exclude each other: give one of the two")
-    if classes is not None and (checkpoint is None or classes < 1):
-        raise BadArgument(f"classes={classes} says how many classes a checkpoint has, 1 or more: give it together with one")
-    if isinstance(model, str):
-        spec: dict[str, Any] = {"name": model, "checkpoint": None if checkpoint is None else os.path.abspath(checkpoint),
-                                "random": random, "classes": classes}
-        backbone = load_model(spec, has_head=outputs.logits)
-    else:
-        if not isinstance(model, Backbone):
-            raise BadArgument(f"model is a {type(model).__name__}; give the name of a model, or what ziggurat.create_model makes")
-        if model.training:
-            raise BadArgument("the model is in training mode, where the images of a batch change each other's features; "
-                              "call model.eval() first")
-        if checkpoint is not None or random:
-            raise BadArgument("checkpoint and random are for a model that is named; this one has its weights")
-        name = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
-        spec, backbone = {"name": name, "given": True}, model
-    return backbone, {**spec, "weights_sha256": weights_sha256(backbone)}
-
-
-def _unit_size(images: int, bytes_an_image: int, batch_size: int) -> int:
-    """Images a unit: some 256 units, of 256 to 4,096 images, whose files stay below 256 MiB; whole batches."""
-    wanted = min(4096, max(256, images // 256), max(1, 2**28 // max(1, bytes_an_image)))
-    return -(-wanted // batch_size) * batch_size
-
-
 def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     return (size, size) if isinstance(size, int) else size
-
-
-def _free(out: Path) -> int:
-    """Bytes that are free where `out` will be."""
-    place = out.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
 
 
 # -------------------------------------------------------------------- working
@@ -504,8 +394,8 @@ class _Session:
         counts = _Counts(manifest.images, self.emit, rows + failed, failed) if self.ranks == 1 else _Counts(images, self.emit)
         stopped: _Stop | None = None
         if todo:
-            with _planning(self.out):
-                _withdraw(self.out)
+            with disk_errors_told(self.out):
+                withdraw(self.out)
                 for unit in todo:
                     sidecar_path(self.out, unit).unlink(missing_ok=True)  # one that a crash has damaged
             with _ended_by_signals() as ended:
@@ -524,7 +414,7 @@ class _Session:
         images = manifest.images if images is None else images
         self.emit(Planned(
             manifest.images, len(manifest.units), images,
-            images * bytes_per_image(manifest.shapes, manifest.outputs.dtype), _free(self.out), manifest.model["name"],
+            images * bytes_per_image(manifest.shapes, manifest.outputs.dtype), free_bytes(self.out), manifest.model["name"],
             manifest.backend, reason, duplicates,
         ))
 
@@ -594,143 +484,27 @@ def _ended_by_signals() -> Iterator[threading.Event]:
             signal.signal(known, handler)
 
 
-# -------------------------------------------------------------------- proving
-
-
 def _finish(out: Path, began: float, counts: _Counts, stopped: _Stop | None, check: bool, ranks: int = 1) -> Summary:
     """The end of a run: its proof if nothing is missing, and its summary."""
     found = status(out)
     if found.units_done < found.units:
-        _withdraw(out)
+        withdraw(out)
     if stopped is not None:
         found = found._replace(state=stopped.state, reason=stopped.reason)
     elif found.units_done == found.units and check:
         try:
-            found = _prove(out, counts.emit)
+            damaged = prove(out, counts.emit)
+            found = status(out)
+            if damaged:
+                found = found._replace(reason=damage_sentence(damaged))
         except OSError as error:
             found = found._replace(reason=disk_sentence(error))
     elif ranks > 1 and found.units_done < found.units:
         found = found._replace(state="waiting", reason="the units of this rank are done; the last rank to end verifies the run")
     seconds = time.perf_counter() - began
     found = found._replace(ranks=ranks, seconds=seconds, images_per_second=counts.here / seconds)
-    counts.emit(Finished(found.state, counts.here, found.rows, sum(found.failures.values()), seconds, _causes(out), found.reason))
+    counts.emit(Finished(found.state, counts.here, found.rows, sum(found.failures.values()), seconds, causes(out), found.reason))
     return found
-
-
-def _causes(out: Path) -> tuple[Cause, ...]:
-    """How many images failed of each cause, with the first of each."""
-    import pyarrow as pa
-
-    counts, first = Counter[str](), dict[str, str]()
-    for unit in range(len(Manifest.load(out).units)):
-        here = (sidecar(out, unit) or {}).get("failures", {})
-        counts.update(here)
-        if here.keys() - first.keys():
-            try:
-                lines = read_failures(failures_path(out, unit)).select(["stage", "cause", "key"]).to_pylist()
-            except (pa.ArrowInvalid, OSError):
-                continue  # damaged: the proof says so
-            for line in lines:
-                first.setdefault(f"{line['stage']}/{line['cause']}", line["key"])
-    return tuple(Cause(name.partition("/")[0], name.partition("/")[2], count, first.get(name, "")) for name, count in counts.items())
-
-
-def _prove(out: Path, emit: Listener) -> Summary:
-    """Checks all units; writes failures.parquet and _SUCCESS, or sets damaged units aside."""
-    manifest, plan = Manifest.load(out), PlanFile(out / ABOUT / "plan.parquet")
-    damaged = _set_aside(out, manifest, plan, range(len(manifest.units)))
-    if damaged:
-        return status(out)._replace(reason=_damage_sentence(damaged))
-    import pyarrow as pa
-
-    found = status(out)
-    tables = [read_failures(failures_path(out, unit)) for unit in range(len(manifest.units)) if (sidecar(out, unit) or {})["failures"]]
-    write_failures(out / "failures.parquet", pa.concat_tables([failures_table(), *tables]), out / ABOUT / "partial")
-    finalise(out, manifest.outputs)
-    digest = hashlib.sha256()
-    files = size = 0
-    for unit in range(len(manifest.units)):
-        digest.update(sidecar_path(out, unit).read_bytes())
-        written = (sidecar(out, unit) or {})["files"]
-        files, size = files + len(written), size + sum(file["bytes"] for file in written)
-    failed = sum(found.failures.values())
-    emit(Verified(found.rows, failed, files, size))
-    write_json(out / "_SUCCESS", {
-        "images": found.images, "rows": found.rows, "failures": failed, "units": found.units, "files": files, "bytes": size,
-        "sha256": digest.hexdigest(),
-    }, out / ABOUT / "partial")
-    return status(out)
-
-
-def _set_aside(out: Path, manifest: Manifest, plan: Plan | PlanFile, units: Sequence[int]) -> dict[int, str]:
-    """Takes the sidecars of units that are not as they were written, so that they are computed anew; what each has."""
-    damaged = {}
-    with ThreadPoolExecutor(min(4, available_cores())) as pool:
-        for unit, problem in zip(units, pool.map(lambda unit: _problem(out, manifest, plan, unit), units)):
-            if problem is not None:
-                _withdraw(out)
-                sidecar_path(out, unit).unlink(missing_ok=True)
-                damaged[unit] = problem
-    return damaged
-
-
-def _damage_sentence(damaged: Mapping[int, str]) -> str:
-    unit, problem = next(iter(damaged.items()))
-    more = f" (and {len(damaged) - 1} more units)" if len(damaged) > 1 else ""
-    return f"unit {unit}: {problem}{more}; the same extract command computes what is damaged anew"
-
-
-def _problem(out: Path, manifest: Manifest, plan: Plan | PlanFile, unit: int) -> str | None:
-    """What is wrong with a committed unit."""
-    facts = sidecar(out, unit)
-    if facts is None:
-        return "it is not done"
-    start, stop = manifest.units[unit]
-    if [facts["unit"], facts["start"], facts["stop"]] != [unit, start, stop]:
-        return "its sidecar is of another unit"
-    for file in facts["files"]:
-        path = out / file["path"]
-        if not path.exists():
-            return f"{file['path']} is missing"
-        if sha256_of(path) != file["sha256"]:
-            return f"{file['path']} is not what was written (its hash differs)"
-    failed = failed_rows(out, unit)
-    rows, keys, values = read_unit(out, manifest.outputs, unit)
-    if len(rows) != facts["rows"] or len(failed) != sum(facts["failures"].values()):
-        return "rows or failures are not as many as its sidecar says"
-    if sorted([*rows.tolist(), *failed]) != list(range(start, stop)):
-        return "an image of the plan has neither a row nor a failure, or has both"
-    planned = plan.keys(start, stop)
-    if list(keys) != [planned[row - start] for row in rows]:
-        return "its keys are not the plan's"
-    if values.keys() != manifest.shapes.keys():
-        return f"it holds {', '.join(values)}, and should hold {', '.join(manifest.shapes)}"
-    for name, value in values.items():
-        if tuple(value.shape) != (len(rows), *manifest.shapes[name]):
-            return f"{name} has the shape {tuple(value.shape)}"
-        if not np.isfinite(value).all():
-            return f"{name} has values that are not finite"
-    return None
-
-
-@contextmanager
-def _held(out: Path, shared: bool = False) -> Iterator[None]:
-    """The folder of a run, made if need be and locked; says so where that cannot be done."""
-    with ExitStack() as stack:
-        with _planning(out):
-            (out / ABOUT / "partial").mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock(out, shared=shared))
-        yield
-
-
-@contextmanager
-def _planning(out: Path) -> Iterator[None]:
-    """Where nothing is computed yet, a disk that refuses is an error of the command."""
-    try:
-        yield
-    except OSError as error:
-        raise BadArgument(f"out={str(out)!r} cannot be written: {error.strerror or error}; make room or mend it and give the "
-                          "same command, or choose another folder") from error
 
 
 def _silent(event: Event) -> None:
