@@ -274,8 +274,8 @@ if __name__ == "__main__":
     results = decoders.map([Item(str(n), text) for n, text in enumerate(["grey 1", *["{text}"] * 2000])])
     next(results)
     server, tracker = forkserver._forkserver._forkserver_pid, forkserver.resource_tracker._resource_tracker._pid
-    print(*(worker.process.pid for worker in decoders._workers), server, tracker, flush=True)
     try:
+        print(*(worker.process.pid for worker in decoders._workers), server, tracker, flush=True)
         for _ in results:
             pass
     except KeyboardInterrupt:
