@@ -369,8 +369,7 @@ class Decoders:
             self._settle(task, Failure(stage, cause, f"{message}, {times[1]}", *task.read), times[0])
         if self._fruitless > self.count + 3:
             raise RuntimeError(
-                f"decoding processes die again and again before they have an image in their hands; the last {_death(code)}. "
-                'If this is a script, what it does must stand under `if __name__ == "__main__":`'
+                f"decoding processes die again and again before they have an image in their hands; the last {_death(code)}"
             )
         self._start()
 
@@ -435,10 +434,11 @@ def _work(pipe: connection.Connection, board: _Board, job: _Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     torch.set_num_threads(1)
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = job.pillow
-    reading, reports, slots = _Reading(pipe, board, job), _Reports(pipe), board.pixels()
+    reports, slots = _Reports(pipe), board.pixels()
     found: _Found | None = None
     try:
-        reports.send([("ready", -1)])
+        reports.send([("ready", -1)])  # before anything is read: what this process dies of from here on is an image
+        reading = _Reading(pipe, board, job)
         while True:
             found = reading.next()
             if isinstance(found.data, Exception):
