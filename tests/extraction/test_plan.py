@@ -10,8 +10,6 @@ from ziggurat.extraction import plan as module
 from ziggurat.extraction.plan import Difference, Plan, PlanFile
 from ziggurat.extraction.sources import Item, list_inputs
 
-pytest.importorskip("pyarrow")
-
 
 def item(number, stamp="1"):
     return Item(f"{number:05d}.jpg", f"/data/{number:05d}.jpg", "", -1, number, stamp)

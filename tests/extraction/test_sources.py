@@ -12,16 +12,16 @@ import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ziggurat.errors import BadArgument, MissingExtra
 from ziggurat.extraction import places
 from ziggurat.extraction.places import Disk, actual, failure_of, printable
-from ziggurat.extraction.sources import Item, ReadFailure, in_process_only, list_inputs, read_bytes, refreshed
-
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
-fsspec = pytest.importorskip("fsspec")
+from ziggurat.extraction.plan import Plan
+from ziggurat.extraction.sources import Item, ReadFailure, list_inputs, read_bytes, refreshed
 
 
 def put(folder, *names):
@@ -344,7 +344,7 @@ class TestParquet:
             read_bytes(empty)
 
     def test_hugging_face_images(self, tmp_path):
-        datasets = pytest.importorskip("datasets")
+        import datasets
         from PIL import Image
 
         pictures = []
@@ -669,8 +669,8 @@ class TestFsspec:
     def test_memory(self, memory):
         fill(memory, "/root")
         check_everywhere("memory://root")
-        assert in_process_only(list_inputs("memory://root/shots").items)
-        assert in_process_only(list_inputs("zip://*/*.jpg::memory://root/z.zip").items)
+        assert Plan.make(list_inputs("memory://root/shots").items).in_process_only
+        assert Plan.make(list_inputs("zip://*/*.jpg::memory://root/z.zip").items).in_process_only
 
     def test_names_that_look_like_a_chain(self, memory):
         memory.pipe("/root/a::b.jpg", b"ab")
@@ -688,7 +688,6 @@ class TestFsspec:
         assert list(contents(tmp_path / "all.txt").values()) == ["r0", "r1", "0jpg" * 300, "1jpg" * 300]
 
     def test_a_web_server(self, tmp_path):
-        pytest.importorskip("aiohttp")
 
         class Answers(BaseHTTPRequestHandler):
             def do_HEAD(self):
@@ -730,7 +729,7 @@ class TestFsspec:
     def test_local(self, tmp_path):
         fill(fsspec.filesystem("file", auto_mkdir=True), str(tmp_path))
         check_everywhere(f"file://{tmp_path}")
-        assert not in_process_only(list_inputs(tmp_path / "shots").items)
+        assert not Plan.make(list_inputs(tmp_path / "shots").items).in_process_only
 
     def test_without_fsspec(self, monkeypatch, tmp_path):
         from ziggurat.extraction.places import _check_protocol
@@ -761,7 +760,6 @@ class TestFsspec:
 
 @pytest.fixture(scope="module")
 def url():
-    pytest.importorskip("s3fs")
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -783,7 +781,7 @@ def url():
 class TestS3:
     def test_all_kinds(self, url):
         check_everywhere(url)
-        assert not in_process_only(list_inputs(f"{url}/shots").items)
+        assert not Plan.make(list_inputs(f"{url}/shots").items).in_process_only
 
     def test_a_new_version_has_another_stamp(self, url):
         item = list_inputs(f"{url}/shots").items[0]

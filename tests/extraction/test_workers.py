@@ -192,7 +192,8 @@ def test_closing_does_not_wait_for_what_hangs():
 
 
 def test_what_only_this_process_sees_is_read_here():
-    fsspec = pytest.importorskip("fsspec")
+    import fsspec
+
     sizes = [10, 3_000_000, 50_000] * 12
     for number, size in enumerate(sizes):
         hooks.ONLY_HERE[f"{number:04}"] = bytes([number]) * size

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,18 @@ Checkpoint = Annotated[Path | None, typer.Option(
 Random = Annotated[bool, typer.Option("--random", help="Take random weights: for trying things out, features mean nothing.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")]
 Batch = Annotated[int, typer.Option(min=1, metavar="N", help="Images computed at once.")]
+Workers = Annotated[int | None, typer.Option(
+    min=0, metavar="N", help="Decoding processes: as many as cores. 0: decode in this one.")]
+Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long one image may take to decode.")]
+Retries = Annotated[int, typer.Option(min=0, metavar="N", help="How often a read that failed is tried again.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+
+
+class Number(str, Enum):
+    """The numbers of a file, of 16 or of 32 bits."""
+
+    f16 = "f16"
+    f32 = "f32"
 
 
 def load_model(

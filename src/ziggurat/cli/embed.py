@@ -1,20 +1,25 @@
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import UnreadableImage
-from .common import AsJson, Batch, Checkpoint, Device, Model, Random, Skipped, Sources, load_model, print_json, progress
-
-
-class Number(str, Enum):
-    """The numbers of the file."""
-
-    f16 = "f16"
-    f32 = "f32"
+from .common import (
+    AsJson,
+    Batch,
+    Checkpoint,
+    Device,
+    Model,
+    Number,
+    Random,
+    Skipped,
+    Sources,
+    load_model,
+    print_json,
+    progress,
+)
 
 
 def run(

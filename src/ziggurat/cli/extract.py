@@ -7,14 +7,19 @@ from typing import Annotated
 import typer
 
 from ..errors import BadArgument
-from .common import AsJson, Checkpoint, Device, Model, Random, errors_end_with, strides_of
-
-
-class Number(str, Enum):
-    """The numbers of the files."""
-
-    f16 = "f16"
-    f32 = "f32"
+from .common import (
+    AsJson,
+    Checkpoint,
+    Device,
+    Model,
+    Number,
+    Random,
+    Retries,
+    Timeout,
+    Workers,
+    errors_end_with,
+    strides_of,
+)
 
 
 class Decode(str, Enum):
@@ -86,9 +91,9 @@ def run(
     batch: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images computed at once: 32, or the run's.")] = None,
     unit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images in a file. Chosen by their number and size if not given.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of the forward pass. All cores, or the run's.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Decoding processes: as many as cores. 0: decode in this one.")] = None,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long one image may take to decode.")] = 60.0,
-    retries: Annotated[int, typer.Option(min=0, metavar="N", help="How often a read that failed is tried again.")] = 3,
+    workers: Workers = None,
+    timeout: Timeout = 60.0,
+    retries: Retries = 3,
     engine: Annotated[Engine, typer.Option(
         help="local: this process; rank: this process's share, under torchrun or SLURM; ray: a Ray cluster. auto: rank if "
              "started so, else local.")] = Engine.auto,

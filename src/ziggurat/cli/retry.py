@@ -1,19 +1,17 @@
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from .common import AsJson, Device, errors_end_with
+from .common import AsJson, Device, Retries, Timeout, Workers, errors_end_with
 from .status import Dest
 
 
 def run(
     dest: Dest,
     device: Device = "auto",
-    workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Decoding processes: as many as cores. 0: decode in this one.")] = None,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long one image may take to decode.")] = 60.0,
-    retries: Annotated[int, typer.Option(min=0, metavar="N", help="How often a read that failed is tried again.")] = 3,
+    workers: Workers = None,
+    timeout: Timeout = 60.0,
+    retries: Retries = 3,
     as_json: AsJson = False,
 ) -> None:
     """Computes the failed images of a run anew, and no others: after a file was mended, or a disk came back.

@@ -31,7 +31,7 @@ from .places import Disk, File, Place, ReadFailure, actual, failure_of, is_url, 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Item", "Listing", "ReadFailure", "in_process_only", "list_inputs", "read_bytes", "refreshed"]
+__all__ = ["Item", "Listing", "ReadFailure", "list_inputs", "read_bytes", "refreshed"]
 
 Source = str | os.PathLike[str]
 
@@ -538,8 +538,3 @@ def refreshed(item: Item) -> Item:
 def _kept_index(container: str, file: File) -> dict[str, tuple[int, int]]:
     place, _ = place_of(actual(container))
     return {item.member: (item.offset, item.size) for item in _in_tar(place, file)}
-
-
-def in_process_only(items: Iterable[Item]) -> bool:
-    """Whether one of the items is in fsspec's memory://, which another process would find empty: read them in this one."""
-    return any("memory://" in item.container for item in items)
