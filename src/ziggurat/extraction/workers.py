@@ -162,7 +162,7 @@ class Decoders:
         self._free = list(range(ahead))
         self._queue: deque[_Task] = deque()
         self._alone: deque[_Task] = deque()
-        self._fruitless = 0  # deaths in a row that no image was to blame for
+        self._fruitless = 0.0  # deaths in a row that no image was to blame for
         self._looked = 0.0
         try:
             for _ in range(count):
@@ -356,7 +356,8 @@ class Decoders:
             blamed = [task for slot, task in worker.hands.items() if stages[slot] != IDLE] or list(worker.hands.values())
             blamed = blamed if worker.is_ready else []
             times, cause, message = OFTEN.get(code or 0, TWICE), "signal", f"its process {_death(code)}"
-            self._fruitless = 0 if blamed else self._fruitless + 1
+            # a kill may come from outside, as often as somebody likes: four of them count as one death of its own
+            self._fruitless = 0 if blamed else self._fruitless + 1 / OFTEN.get(code or 0, (1, ""))[0]
         innocent = [task for task in worker.hands.values() if task not in blamed]
         for task in innocent:
             if not task.is_wanted:
