@@ -12,6 +12,7 @@ ZigguratError
 ├── UnsafeCheckpoint        (also RuntimeError)  a file that holds more than plain tensors
 ├── IncompleteRun                             an extraction that has not been verified as complete
 ├── ChangedRun                                an extraction that was begun with other inputs or arguments
+├── ExportFailed            (also RuntimeError)  a network that a format, or its runtime, cannot hold as it is
 ├── SourceUnavailable       (also OSError)       weights that cannot be found or fetched
 └── MissingExtra            (also ImportError)   an optional dependency that is not installed
 """
@@ -25,6 +26,7 @@ __all__ = [
     "BadArgument",
     "ChangedRun",
     "CheckpointMismatch",
+    "ExportFailed",
     "IncompleteRun",
     "MissingExtra",
     "SourceUnavailable",
@@ -97,6 +99,10 @@ class IncompleteRun(ZigguratError):
 
 class ChangedRun(ZigguratError):
     """An extraction that was begun with other inputs, weights or arguments than those given now."""
+
+
+class ExportFailed(ZigguratError, RuntimeError):
+    """A network that a format cannot hold, or whose numbers come out otherwise in the format's own runtime."""
 
 
 class SourceUnavailable(ZigguratError, OSError, RuntimeError):

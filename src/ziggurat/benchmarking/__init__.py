@@ -1,0 +1,1 @@
+"""Networks timed against their peers and against what this machine can do at most."""

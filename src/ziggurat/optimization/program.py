@@ -1,0 +1,90 @@
+"""What a backend makes of a view of a network: a program for images of one size."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import BadArgument
+
+__all__ = ["PRECISIONS", "PartsProgram", "Program", "Recipe", "Unavailable", "one_thread_each"]
+
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+
+
+class Unavailable(BadArgument):
+    """A backend that cannot run this network, or not here; the message says why and what can."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a view is computed: by which backend, in which arithmetic, in which memory layout, how many images at once.
+
+    `part` images are computed in one thread, as many parts at a time as there are threads; with 0 the whole batch is
+    computed at once, by all threads. `layout`, of torch's backends, is 'channels_last' or 'contiguous'.
+    """
+
+    backend: str
+    precision: str = "fp32"
+    part: int = 0
+    layout: str = ""
+
+
+class Program(ABC):
+    """A view for batches of `example`'s shape and type, called with such a batch, on the device that it was made for.
+
+    It gives a tuple of float32 tensors, in the order of `view.names`, which are the caller's to keep.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    @abstractmethod
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]: ...
+
+    def close(self) -> None:
+        """Lets go of threads and memory; the program is not called again."""
+
+
+class PartsProgram(Program):
+    """A program that computes parts of a batch in a thread each, and writes them into one tensor an output."""
+
+    def __init__(self, recipe: Recipe, shapes: Sequence[tuple[int, ...]], threads: int) -> None:
+        super().__init__(recipe)
+        assert recipe.part, "a recipe without parts"
+        self.shapes = tuple(shapes)
+        self.pool = ThreadPoolExecutor(threads, f"ziggurat-{recipe.backend}")
+
+    @abstractmethod
+    def write(self, images: Tensor, outputs: Sequence[Tensor]) -> None:
+        """Computes one part (part C H W) into `outputs`, slices of the batch's outputs; called in several threads at once."""
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        outputs = tuple(torch.empty((len(images), *shape)) for shape in self.shapes)
+        starts = range(0, len(images), self.recipe.part)
+        slices = [slice(start, start + self.recipe.part) for start in starts]
+        futures = [self.pool.submit(self.write, images[rows], [output[rows] for output in outputs]) for rows in slices]
+        errors = [error for error in (future.exception() for future in futures) if error is not None]
+        if errors:
+            raise errors[0]
+        return outputs
+
+    def close(self) -> None:
+        self.pool.shutdown()
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Has torch compute each call in the thread that makes it, for as long as the block lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
