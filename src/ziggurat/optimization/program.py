@@ -48,8 +48,8 @@ class Program(ABC):
     @abstractmethod
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]: ...
 
-    def close(self) -> None:
-        """Lets go of threads and memory; the program is not called again."""
+    def close(self) -> None:  # noqa: B027
+        """Lets go of threads and memory; the program is not called again. Most hold nothing that goes by itself."""
 
 
 class PartsProgram(Program):
