@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils import _pytree as pytree
 from .backbone import Backbone
 from .errors import BadArgument
 
-__all__ = ["VIEWS", "View", "own_view"]
+__all__ = ["VIEWS", "View", "evaluating", "largest_error", "own_view"]
 
 VIEWS = ("classify", "embed", "pyramid", "tokens")
 
@@ -99,6 +100,35 @@ def own_view(model: nn.Module) -> str:
     if model.out_indices is not None:
         return "pyramid"
     return "classify" if model.num_classes else "embed"
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Has `model` in evaluation mode for as long as the block lasts; every module is then in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def largest_error(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+    """The largest absolute difference of an output, as a share of its reference's largest absolute value.
+
+    Infinite where an output has another shape, or is not finite where the reference is.
+    """
+    worst = 0.0
+    for output, expected in zip(outputs, reference, strict=True):
+        if output.shape != expected.shape:
+            return float("inf")
+        output, expected = output.to(expected.device, torch.float64), expected.double()
+        scale = expected.abs().max().item() if expected.numel() else 0.0
+        difference = (output - expected).abs().max().item() if expected.numel() else 0.0
+        error = difference / scale if scale else difference
+        worst = max(worst, error) if error == error else float("inf")
+    return worst
 
 
 def _views_of(model: nn.Module) -> tuple[str, ...]:
