@@ -21,6 +21,7 @@ from ziggurat.extraction import backends, forward
 from ziggurat.extraction.decoding import Preprocessing
 from ziggurat.extraction.forward import OutOfMemory, Views, make_forward
 from ziggurat.extraction.outputs import Outputs
+from ziggurat.optimization import openvino_conversion
 
 PREPROCESSING = Preprocessing(size=(64, 64), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 EMBEDDING = Outputs(embed=True)
@@ -296,7 +297,7 @@ def test_the_choice_is_the_same_every_time_and_says_why():
 
 
 def test_without_openvino_torch_is_chosen_and_openvino_itself_refused(monkeypatch):
-    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    monkeypatch.setattr(openvino_conversion, "find_spec", lambda name: None)
     pass_ = made(network())
     assert pass_.backend == "torch" and "pip install 'ziggurat[openvino]'" in pass_.reason
     with pytest.raises(MissingExtra, match=r"pip install 'ziggurat\[openvino\]'"):
@@ -324,17 +325,17 @@ def test_a_network_that_openvino_cannot_take_is_run_by_torch():
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
 def test_a_backend_that_computes_something_else_is_not_taken(monkeypatch):
     """A conversion that went wrong, imitated: the converted network lacks its last activation."""
-    convert = backends._converted
+    convert = backends.converted
 
-    def wrong(views, batch):
+    def wrong(views, *arguments):
         block = views.model.layer4[-1]
         kept, block.act2 = block.act2, nn.Identity()
         try:
-            return convert(views, batch)
+            return convert(views, *arguments)
         finally:
             block.act2 = kept
 
-    monkeypatch.setattr(backends, "_converted", wrong)
+    monkeypatch.setattr(backends, "converted", wrong)
     with pytest.raises(BadArgument, match=r"differs from torch .*0\.9999 is required"):
         made(network(), backend="openvino")
     pass_ = made(network())

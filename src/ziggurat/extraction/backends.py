@@ -6,23 +6,20 @@ number of threads, and are the same in every process: all shapes are static and 
 
 from __future__ import annotations
 
-import logging
 import math
-import sys
 import time
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import BadArgument, MissingExtra
+from ..optimization.openvino_conversion import converted, import_openvino
+from ..optimization.program import Unavailable, in_brief, is_of_memory
 from .views import Views
 
 __all__ = ["CompileEngine", "CudaCompileEngine", "CudaEngine", "Engine", "OpenVinoEngine", "TorchEngine", "Unavailable",
@@ -30,10 +27,7 @@ __all__ = ["CompileEngine", "CudaCompileEngine", "CudaEngine", "Engine", "OpenVi
 
 Values = dict[str, np.ndarray]
 Call = Callable[[Tensor], tuple[Tensor, ...]]
-
-
-class Unavailable(BadArgument):
-    """A backend that cannot run this network, or not here; the message says why and what can."""
+INSTEAD = "backend='torch' or 'compile'"  # of OpenVINO
 
 
 class Engine(ABC):
@@ -164,14 +158,15 @@ class OpenVinoEngine(Engine):
         if views.scale.device.type != "cpu":
             raise Unavailable(f"backend='openvino' runs on the CPU and the network is on {views.scale.device}; "
                               "take backend='torch' or 'compile'")
-        openvino = import_openvino()
+        openvino = import_openvino(INSTEAD)
         core = openvino.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise Unavailable("backend='openvino' has no bf16 on this CPU, which lacks the instructions; "
                               "take precision='fp32', or backend='torch', which emulates it slowly")
         options = {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision], "NUM_STREAMS": threads,
                    "INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
-        self.compiled = core.compile_model(_converted(views, part), "CPU", options)
+        pixels = torch.zeros((part, *views.image_shape), dtype=torch.uint8)
+        self.compiled = core.compile_model(converted(views, pixels, INSTEAD), "CPU", options)
         self.tensor = openvino.Tensor
         self.ahead = math.ceil(threads * part / batch)
         self.idle: list[list[Any]] = []
@@ -229,7 +224,7 @@ def _compiled(engine: Engine, **how: Any) -> Call:
     except Exception as error:  # compilers raise what they like; nothing is lost of it
         if is_of_memory(error):
             raise
-        raise Unavailable(f"backend='compile': torch.compile fails here ({_in_brief(error)}); take backend='torch'") from error
+        raise Unavailable(f"backend='compile': torch.compile fails here ({in_brief(error)}); take backend='torch'") from error
     return call
 
 
@@ -242,103 +237,9 @@ def _joined(names: Sequence[str], parts: Iterable[Sequence[Tensor]]) -> Values:
     return {name: torch.cat(views).contiguous().numpy() for name, views in zip(names, zip(*parts))}
 
 
-def import_openvino() -> Any:
-    """The package openvino, without the one by which its import and its converter report their use over the network.
-
-    That one writes to the home folder too, and the command that it offers to object with would as well. OpenVINO has a
-    stand-in for where it is not installed.
-    """
-    if find_spec("openvino") is None:
-        raise MissingExtra("backend='openvino' needs OpenVINO, which is not installed: pip install 'ziggurat[openvino]', "
-                           "or take backend='torch' or 'compile'")
-    reporter = "openvino_telemetry"
-    if "openvino" not in sys.modules and reporter not in sys.modules:
-        sys.modules[reporter] = None  # type: ignore[assignment]  # importing it raises ImportError
-        try:
-            import openvino
-        finally:
-            del sys.modules[reporter]
-    import openvino
-
-    return openvino
-
-
-def _converted(views: Views, batch: int) -> Any:
-    """`views` as a model of OpenVINO's for batches of one size; raises `Unavailable` where that cannot be."""
-    from openvino.frontend import FrontEndManager
-
-    pixels = torch.zeros((batch, *views.image_shape), dtype=torch.uint8)
-    frontend = FrontEndManager().load_by_framework("pytorch")
-    try:
-        with torch.no_grad(), _root_logger_muted():
-            decoder = _traced(views, pixels) or _exported(views, pixels)  # held: the frontend does not
-            model = frontend.convert(frontend.load(decoder))
-        model.reshape(list(pixels.shape))
-    except Exception as error:  # tracing, export and conversion raise what they like; nothing is lost of it
-        if is_of_memory(error):
-            raise
-        raise Unavailable(f"backend='openvino': OpenVINO cannot take this network ({_in_brief(error)}); "
-                          "take backend='torch' or 'compile'") from error
-    return model
-
-
-def _traced(views: Views, pixels: Tensor) -> Any:
-    """The network as it runs on black images; None where modules of others are in it, which may run otherwise on others.
-
-    Tracing takes a tenth of the time of an export, and most of a small run is its start. Modules of ziggurat and torch
-    branch on shapes only, which are fixed here.
-    """
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
-    if not {type(module).__module__.partition(".")[0] for module in views.modules()} <= {"torch", __name__.partition(".")[0]}:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is deprecated, and of each branch
-        traced = torch.jit.trace(views, (pixels,), check_trace=False, strict=False)
-    return TorchScriptPythonDecoder(traced, example_input=(pixels,))
-
-
-def _exported(views: Views, pixels: Tensor) -> Any:
-    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
-
-    return TorchFXPythonDecoder.from_exported_program(torch.export.export(views, (pixels,), strict=False))
-
-
-@contextmanager
-def _root_logger_muted() -> Iterator[None]:
-    """Keeps OpenVINO's converter from logging, as the root, operators that this version of torch has not, with tracebacks.
-
-    The handler is there so that `logging.warning` does not install one of its own.
-    """
-
-    def mute(record: logging.LogRecord) -> bool:
-        return False
-
-    root, handler = logging.getLogger(), logging.NullHandler()
-    root.addHandler(handler)
-    root.addFilter(mute)
-    try:
-        yield
-    finally:
-        root.removeFilter(mute)
-        root.removeHandler(handler)
-
-
 def largest_divisor(number: int, most: int) -> int:
     """The largest divisor of `number` that is no more than `most`."""
     return next(part for part in range(max(1, min(most, number)), 0, -1) if number % part == 0)
-
-
-def is_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that there is not enough memory, on a GPU or in the host."""
-    signs = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "Cannot allocate memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
-
-
-def _in_brief(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 def _tensor(pixels: np.ndarray) -> Tensor:

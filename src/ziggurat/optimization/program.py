@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import BadArgument
 
-__all__ = ["PRECISIONS", "PartsProgram", "Program", "Recipe", "Unavailable", "one_thread_each"]
+__all__ = ["PRECISIONS", "PartsProgram", "Program", "Recipe", "Unavailable", "in_brief", "is_of_memory", "one_thread_each"]
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
@@ -88,3 +88,16 @@ def one_thread_each() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that there is not enough memory, on a GPU or in the host."""
+    signs = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "Cannot allocate memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
+
+
+def in_brief(error: BaseException) -> str:
+    """The kind of an error and the first 200 characters of what it says."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
