@@ -21,6 +21,7 @@ _PUBLIC = {
     "parse_model_name": "factory",
     "safe_model_name": "factory",
     "Embedder": "extraction.embedder",
+    "export": "exporting.export",
     "extract": "extraction.job",
     "open": "extraction.opening",
     "as_backbone": "backbone",
@@ -55,8 +56,8 @@ _PUBLIC = {
     "set_exportable": "layers",
     "set_scriptable": "layers",
 }
-_ROOMS = ("backbone", "compat", "data", "errors", "extraction", "layers", "models", "registry", "factory", "testing",
-          "weights")
+_ROOMS = ("backbone", "benchmarking", "compat", "data", "errors", "exporting", "extraction", "layers", "models",
+          "optimization", "registry", "factory", "testing", "view", "weights")
 
 # all but `open`: "from ziggurat import *" must not take the place of the builtin
 __all__ = sorted([*(_PUBLIC.keys() - {"open"}), *_ROOMS, "__version__"])
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from .backbone import Family as Family
     from .backbone import FeatureInfo as FeatureInfo
     from .backbone import as_backbone as as_backbone
+    from .exporting.export import export as export
     from .extraction.embedder import Embedder as Embedder
     from .extraction.job import extract as extract
     from .extraction.opening import open as open

@@ -1,1 +1,37 @@
-"""A network as a file for other runtimes, checked in them: ONNX, OpenVINO, torch.export, AOTInductor, Core ML."""
+"""A network as a file for other runtimes, checked in them: ONNX, OpenVINO, torch.export, AOTInductor, Core ML.
+
+    ziggurat.export(model, "resnet50.onnx")                       # any batch, height and width
+    network = ziggurat.exporting.open("resnet50.onnx")            # in the format's own runtime
+    scores = network(images)["scores"]
+
+Names are loaded when they are first used; importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOME = {"FORMATS": "export", "Exported": "export", "export": "export", "prepare": "export", "Loaded": "loaded", "open": "loaded"}
+
+__all__ = ["FORMATS", "Exported", "Loaded", "export", "prepare"]  # and open, which is not to take the builtin's place
+
+if TYPE_CHECKING:
+    from .export import FORMATS as FORMATS
+    from .export import Exported as Exported
+    from .export import export as export
+    from .export import prepare as prepare
+    from .loaded import Loaded as Loaded
+    from .loaded import open as open
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_HOME[name]}")
+    globals().update({public: getattr(module, public) for public, home in _HOME.items() if home == _HOME[name]})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import MissingExtra
 from .program import Unavailable, in_brief, is_of_memory
 
-__all__ = ["converted", "import_openvino", "unreported"]
+__all__ = ["converted", "import_openvino", "root_logger_muted", "unreported"]
 
 REPORTER = "openvino_telemetry"
 
@@ -61,7 +61,7 @@ def converted(module: nn.Module, example: Tensor, instead: str = "another backen
 
     frontend = FrontEndManager().load_by_framework("pytorch")
     try:
-        with torch.no_grad(), _root_logger_muted():
+        with torch.no_grad(), root_logger_muted():
             decoder = _traced(module, example) or _exported(module, example)  # held: the frontend does not
             model = frontend.convert(frontend.load(decoder))
         model.reshape(list(example.shape))
@@ -95,7 +95,7 @@ def _exported(module: nn.Module, example: Tensor) -> Any:
 
 
 @contextmanager
-def _root_logger_muted() -> Iterator[None]:
+def root_logger_muted() -> Iterator[None]:
     """Keeps OpenVINO's converter from logging, as the root, operators that this version of torch has not, with tracebacks.
 
     The handler is there so that `logging.warning` does not install one of its own.

@@ -1,0 +1,335 @@
+"""`export`: a view of a network as a file of another runtime, compared with the network before it is put in its place."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from ..errors import BadArgument, ExportFailed, MissingExtra, ZigguratError, nearest
+from ..optimization.program import in_brief, is_of_memory
+from ..view import View, largest_error, own_view
+from . import metadata as meta
+from .loaded import Loaded
+
+__all__ = ["FORMATS", "SIDE_STEP", "Exported", "Format", "FormatModule", "Prepared", "export", "exported_program",
+           "format_module", "prepare"]
+
+# before 2.15 torch's max pooling ties a program to the parity of each map: free sides are multiples of 32 there
+SIDE_STEP = 1 if torch.__version__ >= (2, 15) else 32  # type: ignore[operator]
+SMALLEST = 65  # pixels: smaller images have maps of one cell, for which torch makes programs of their own
+SIDES = ("height", "width")
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format: the module of this package that writes and opens it, the suffix of its files, and what it needs."""
+
+    module: str
+    suffix: str
+    extra: str = ""  # pip install 'ziggurat[EXTRA]' ...
+    packages: tuple[str, ...] = ()  # ... brings these
+    runs_on: str = ""  # sys.platform where its runtime exists; '': everywhere
+
+
+FORMATS = {
+    "onnx": Format("onnx", ".onnx", "onnx", ("onnx", "onnxscript", "onnxruntime")),
+    "openvino": Format("openvino", ".xml", "openvino", ("openvino",)),
+    "torch": Format("torch", ".pt2"),
+    "aoti": Format("aoti", ".pt2"),
+    "coreml": Format("coreml", ".mlpackage", "coreml", ("coremltools",), runs_on="darwin"),
+}
+
+
+class FormatModule(Protocol):
+    """What the module of a format has: `write` and `open`. It imports the format's packages inside of them."""
+
+    def write(
+        self, view: View, example: Tensor, path: Path, dynamic: Sequence[str], metadata: dict[str, str]
+    ) -> None:
+        """Writes `view`, described, on the CPU, in fp32, without gradients, to `path` and files beside it whose names start
+        with its name's stem: nothing else is in the folder, and all that is there afterwards is moved to its place.
+
+        `example` is a batch (B C H W) of the shape to export for, and `dynamic` the axes that are free: all or some of
+        'batch', 'height', 'width', () for none. `exported_program(view, example, dynamic)` is the program to start from,
+        computed once for all formats: do not change it. The input is called 'images' and the outputs `view.names`, where
+        the format has names. `metadata` is stored as it is, where the format has a place for it.
+        Raises `ExportFailed` or what its compiler raises, which becomes one.
+        """
+
+    def open(self, path: Path) -> Loaded:
+        """The file in the format's runtime, on the CPU; output names are read from the file where it holds them."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written: its `path`, what it holds, and how far its numbers were from the network's.
+
+    `error` is the largest absolute difference over the largest absolute value of an output, over all outputs and the
+    images tried; None where the check was left out. `dynamic` are the free axes, of 'batch', 'height' and 'width'; free
+    sides are multiples of `side_step` pixels.
+    """
+
+    path: Path
+    format: str
+    view: str
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    dynamic: tuple[str, ...]
+    error: float | None
+    side_step: int = SIDE_STEP
+
+
+@dataclass
+class Prepared:
+    """A view of a network, ready to be written in any format: folded, with its program, metadata, and what it gives.
+
+    `checks` are images and what the network itself, before anything was folded, gives for them.
+    """
+
+    view: View
+    example: Tensor
+    dynamic: tuple[str, ...]
+    metadata: dict[str, str]
+    checks: list[tuple[Tensor, tuple[Tensor, ...]]] = field(repr=False)
+
+    def write(self, path: str | Path, format: str, tolerance: float = 1e-4, check: bool = True) -> Exported:
+        """Writes a file, reads it back in the format's runtime, and puts it in its place where the numbers are right."""
+        path = place(path, format, check)
+        module = format_module(format)
+        with TemporaryDirectory(prefix=".ziggurat-export-", dir=path.parent) as folder:
+            made = Path(folder, path.name)
+            try:
+                module.write(self.view, self.example, made, self.dynamic, dict(self.metadata))
+                error = self._error(module.open(made), format, tolerance) if check else None
+            except Exception as cause:  # compilers and runtimes raise what they like; nothing is lost of it
+                if isinstance(cause, ZigguratError) or is_of_memory(cause):
+                    raise
+                raise ExportFailed(f"format={format!r}: {self._name()} cannot be written and run ({in_brief(cause)}); "
+                                   f"{self._advice(format)}") from cause
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
+                _replace(file, path.with_name(file.name))
+        return Exported(path, format, self.view.view, self.view.names, tuple(self.example.shape), self.dynamic, error)
+
+    def _error(self, loaded: Loaded, format: str, tolerance: float) -> float:
+        if loaded.names != self.view.names:
+            raise ExportFailed(f"format={format!r}: the file names its outputs {', '.join(loaded.names)}, and not "
+                               f"{', '.join(self.view.names)}; {self._advice(format)}")
+        worst = 0.0
+        for images, wanted in self.checks:
+            found = loaded(images)
+            for (name, got), value in zip(found.items(), wanted):
+                size = " x ".join(map(str, images.shape))
+                if got.shape != value.shape:
+                    raise ExportFailed(f"format={format!r}: {name} is of shape {tuple(got.shape)} in the file and of "
+                                       f"{tuple(value.shape)} in the network, for images {size}; {self._advice(format)}")
+                error = largest_error([got], [value])
+                if not error <= tolerance:
+                    raise ExportFailed(f"format={format!r}: {name} differs by {error:.1e} of its largest value for images "
+                                       f"{size}, and tolerance={tolerance:g}; {self._advice(format)}")
+                worst = max(worst, error)
+        return worst
+
+    def _advice(self, format: str) -> str:
+        others = ", ".join(repr(other) for other in FORMATS if other != format)
+        return ("try dynamic=False, or " if set(self.dynamic) & set(SIDES) else "try ") + f"another format ({others})"
+
+    def _name(self) -> str:
+        return f"{self.view.view!r} of {getattr(self.view.model, 'architecture', '') or type(self.view.model).__name__}"
+
+
+def export(
+    model: nn.Module, path: str | Path, format: str = "onnx", dynamic: bool | str = True, *, view: str | None = None,
+    strides: int | Sequence[int] | None = None, size: int | tuple[int, int] | None = None, batch: int = 1,
+    pixels: bool = False, class_names: Sequence[str] | None = None, tolerance: float = 1e-4, check: bool = True,
+) -> Exported:
+    """Writes a view of `model` to a file of `format`, after comparing it with the model in the format's own runtime.
+
+    `format` and the suffix of `path`: 'onnx' (.onnx), 'openvino' (.xml, weights in .bin beside it), 'torch' (.pt2 of
+    torch.export), 'aoti' (.pt2, compiled by AOTInductor for this machine), 'coreml' (.mlpackage).
+    `view` is one of the model's (`ziggurat.view`): 'classify', 'embed', 'pyramid' (of `strides`), 'tokens', 'forward';
+    None: what `model(images)` gives. The input is called 'images', the outputs 'scores', 'embedding', 'stride_4' and so
+    on. With `pixels` the file takes bytes (uint8) and normalises them itself. What else is needed to prepare images, and
+    the class names (`class_names`, or what the model knows) are in the file's metadata: `ziggurat.exporting.metadata.of`.
+
+    With `dynamic`, batch, height and width are free, with 'batch' the batch alone; False fixes the shape to `batch`
+    images of `size` (pixels, or (height, width); None: the model's own). Where a network's size cannot be free, a
+    warning says so, and the batch alone is. The file is fp32, of a copy of the model on the CPU, its branches merged and
+    its batch norms folded; the model is not changed.
+
+    `check` compares random images of `size`, and with `dynamic` another number of another size. The file is written
+    aside, and an older one replaced only when each output is within `tolerance` of the largest value that the model
+    gives. Raises `ExportFailed` where it is not, or where the format cannot hold the network, `BadArgument` for what this
+    model or format does not have, `UnsupportedStride`, and `MissingExtra`.
+    """
+    place(path, format, check)
+    prepared = prepare(model, dynamic, view=view, strides=strides, size=size, batch=batch, pixels=pixels,
+                       class_names=class_names)
+    return prepared.write(path, format, tolerance, check)
+
+
+def prepare(
+    model: nn.Module, dynamic: bool | str = True, *, view: str | None = None, strides: int | Sequence[int] | None = None,
+    size: int | tuple[int, int] | None = None, batch: int = 1, pixels: bool = False,
+    class_names: Sequence[str] | None = None,
+) -> Prepared:
+    """The arguments of `export` as what all formats have in common, to be written in several."""
+    free = _free(dynamic)
+    height, width = _size(model, size)
+    if not (isinstance(batch, int) and batch >= 1):
+        raise BadArgument(f"batch={batch!r}: give the number of images that a file of fixed shape takes, 1 or more")
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise BadArgument("this model is on the meta device and has no weights to export")
+    model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    channels = getattr(model, "in_chans", None) or (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
+    whole = View(model, own_view(model) if view is None else view, strides, pixels=pixels)
+    example = _random_images((batch, channels, height, width), pixels)
+    whole.describe(example)
+    part = _folded(whole).describe(example)
+    free, reason = _capturable(part, example, free)
+    if reason:
+        fixed = f"height and width stay {height} x {width}" if free else f"the shape stays {tuple(example.shape)}"
+        warnings.warn(f"{fixed}: {reason}", stacklevel=2)
+    metadata = meta.of(whole, example.shape, free, class_names)
+    checks = [(images, _given(whole, images)) for images in _tried(example, free, pixels)]
+    return Prepared(part, example, free, metadata, checks)
+
+
+_programs: WeakKeyDictionary[View, dict[tuple[tuple[int, ...], tuple[str, ...]], ExportedProgram]] = WeakKeyDictionary()
+
+
+def exported_program(view: View, example: Tensor, dynamic: Sequence[str] = ()) -> ExportedProgram:
+    """`view` captured by torch.export for images (B C H W) of `example`'s shape, but for the axes of `dynamic`.
+
+    It is captured once: all formats start from it. Raises what torch.export raises where an axis cannot be free.
+    """
+    programs = _programs.setdefault(view, {})
+    key = (tuple(example.shape), tuple(dynamic))
+    if key not in programs:
+        batch, channels, *sides = example.shape
+        axes: dict[int, Any] = {0: Dim("batch", min=1)} if "batch" in dynamic else {}
+        least = max(min(*sides, SMALLEST), getattr(view.model, "min_size", 1))
+        for axis, name in enumerate(SIDES, 2):
+            if name in dynamic:
+                axes[axis] = Dim(name, min=least) if SIDE_STEP == 1 else SIDE_STEP * Dim(name, min=-(-least // SIDE_STEP))
+        if 0 in axes:
+            batch = max(batch, 2)  # torch takes a 1 for a constant
+        if 2 in axes and sides[0] == sides[1]:
+            sides[1] += 32  # and two equal sides for one
+        traced = example.new_zeros((batch, channels, *sides))
+        with torch.no_grad():
+            programs[key] = torch.export.export(view, (traced,), dynamic_shapes=(axes,) if axes else None, strict=False)
+    return programs[key]
+
+
+def place(path: str | Path, format: str, check: bool = True) -> Path:
+    """`path`, if a file of `format` can be written there and run here; raises `BadArgument` and `MissingExtra`."""
+    if format not in FORMATS:
+        close = nearest(format, FORMATS) if isinstance(format, str) else []
+        raise BadArgument(f"format={format!r}: formats are {', '.join(map(repr, FORMATS))}"
+                          + (f"; nearest is {close[0]!r}" if close else ""))
+    entry, path = FORMATS[format], Path(path)
+    if path.suffix != entry.suffix:
+        raise BadArgument(f"path={str(path)!r}: files of format={format!r} end in {entry.suffix}")
+    if not path.parent.is_dir():
+        raise BadArgument(f"path={str(path)!r}: there is no folder {path.parent}; create it first")
+    missing = [package for package in entry.packages if find_spec(package) is None]
+    if missing:
+        raise MissingExtra(f"format={format!r} needs {', '.join(missing)}, not installed: pip install 'ziggurat[{entry.extra}]'")
+    if check and entry.runs_on and sys.platform != entry.runs_on:
+        raise BadArgument(f"format={format!r}: its runtime exists on {entry.runs_on} only, so the file could not be checked "
+                          "here; give check=False to write it unchecked")
+    return path
+
+
+def format_module(format: str) -> Any:
+    """The module that writes and opens files of `format`, a `FormatModule`."""
+    return importlib.import_module(f"{__package__}.{FORMATS[format].module}")
+
+
+def _free(dynamic: bool | str) -> tuple[str, ...]:
+    if dynamic not in (True, False, "batch"):
+        raise BadArgument(f"dynamic={dynamic!r}: give True (batch, height and width are free), 'batch', or False")
+    return () if not dynamic else ("batch",) if dynamic == "batch" else ("batch", *SIDES)
+
+
+def _size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    if size is None:
+        stated = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+        if stated is None:
+            raise BadArgument(f"size=None: this {type(model).__name__} states no size; give size=224, say")
+        return stated[1], stated[2]
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise BadArgument(f"size={size!r}: give pixels, or (height, width)")
+    return sides[0], sides[1]
+
+
+def _folded(view: View) -> View:
+    """The same view of the network with its branches merged and its norms folded."""
+    return View(view.model, view.view, view.strides, pixels=view.pixels)
+
+
+def _capturable(view: View, example: Tensor, free: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """The axes of `free` that torch.export can leave free, and why the others stay fixed."""
+    reason = ""
+    for axes in dict.fromkeys((free, tuple(axis for axis in free if axis == "batch"), ())):
+        if SIDE_STEP > 1 and set(axes) & set(SIDES) and any(side % SIDE_STEP for side in example.shape[2:]):
+            reason = f"free sides are multiples of {SIDE_STEP} before torch 2.15"
+            continue
+        try:
+            exported_program(view, example, axes)
+            return axes, reason
+        except Exception as error:  # torch.export raises what it likes; the reason is told
+            if is_of_memory(error):
+                raise
+            reason = f"torch.export cannot leave {', '.join(axes) or 'nothing'} free here ({in_brief(error)})"
+            cause = error
+    raise ExportFailed(f"torch.export cannot capture {view.view!r} of this {type(view.model).__name__} "
+                       f"({in_brief(cause)})") from cause
+
+
+def _tried(example: Tensor, free: Sequence[str], pixels: bool) -> list[Tensor]:
+    """Images to compare: the example, and where axes are free others."""
+    batch, channels, height, width = example.shape
+    if "batch" in free:
+        batch += 2
+    if set(free) & set(SIDES):
+        height, width = (height + 41, width + 23) if SIDE_STEP == 1 else (height + 64, width + SIDE_STEP)
+    return [example] if not free else [example, _random_images((batch, channels, height, width), pixels, seed=1)]
+
+
+def _random_images(shape: Sequence[int], pixels: bool, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if pixels:
+        return torch.randint(0, 256, tuple(shape), dtype=torch.uint8, generator=generator)
+    return torch.randn(tuple(shape), generator=generator)
+
+
+@torch.no_grad()
+def _given(view: View, images: Tensor) -> tuple[Tensor, ...]:
+    outputs: tuple[Tensor, ...] = view(images)
+    if not all(torch.isfinite(output).all() for output in outputs):
+        raise BadArgument("this network gives values that are not finite for random images, so no file can be checked "
+                          "against it: mend its weights")
+    return outputs
+
+
+def _replace(file: Path, target: Path) -> None:
+    if target.is_dir() and not target.is_symlink():  # no folder is moved onto one that holds something
+        shutil.rmtree(target)
+    os.replace(file, target)

@@ -1,0 +1,46 @@
+"""ONNX files, checked in ONNX Runtime."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..view import View
+from .export import exported_program
+from .loaded import Loaded
+
+__all__ = ["open", "write"]
+
+LARGEST = 1_800_000_000  # bytes of weights in the file itself: protocol buffers end at 2 GiB
+
+
+def write(view: View, example: Tensor, path: Path, dynamic: Sequence[str], metadata: dict[str, str]) -> None:
+    """Writes an ONNX file; weights of more than 1.8 GB go into a second one, PATH.data."""
+    program = exported_program(view, example, dynamic)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        written = torch.onnx.export(program, (), dynamo=True, input_names=["images"], output_names=list(view.names),
+                                    optimize=True, verbose=False)
+    assert written is not None
+    written.model.metadata_props.update(metadata)
+    weights = sum(tensor.nbytes for tensor in view.state_dict().values())
+    written.save(path, external_data=weights > LARGEST)
+
+
+def open(path: Path) -> Loaded:
+    """An ONNX file in ONNX Runtime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Sequence[Any]:
+        outputs: Sequence[Any] = session.run(None, {"images": images.numpy()})
+        return outputs
+
+    names = [output.name for output in session.get_outputs()]
+    return Loaded("onnx", path, run, names, session.get_modelmeta().custom_metadata_map)
