@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..optimization.openvino_conversion import converted, import_openvino
-from ..optimization.program import Unavailable, in_brief, is_of_memory
+from ..optimization.program import Unavailable, in_brief, is_of_memory, one_thread_each
 from .views import Views
 
 __all__ = ["CompileEngine", "CudaCompileEngine", "CudaEngine", "Engine", "OpenVinoEngine", "TorchEngine", "Unavailable",
@@ -198,17 +197,6 @@ class OpenVinoEngine(Engine):
         self.was_busy(starts[0], max(start + request.latency / 1000 for start, request in zip(starts, requests)))
         self.idle.append(requests)
         return values
-
-
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Has torch compute each call in the thread that makes it, for as long as the block lasts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _channels_last(views: Views) -> Call:

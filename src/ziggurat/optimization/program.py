@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..errors import BadArgument
 
-__all__ = ["PRECISIONS", "PartsProgram", "Program", "Recipe", "Unavailable", "in_brief", "is_of_memory", "one_thread_each"]
+__all__ = ["PRECISIONS", "PartsProgram", "Program", "Recipe", "Unavailable", "in_brief", "is_of_memory", "one_thread_each",
+           "torch_threads"]
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
@@ -35,11 +36,17 @@ class Recipe:
     part: int = 0
     layout: str = ""
 
+    def __str__(self) -> str:
+        how = [self.backend, self.precision, self.layout.replace("_", " ")]
+        if self.part:
+            how.append("one image a thread" if self.part == 1 else f"{self.part} images a thread")
+        return ", ".join(filter(None, how))
+
 
 class Program(ABC):
-    """A view for batches of `example`'s shape and type, called with such a batch, on the device that it was made for.
+    """A view for batches of one shape, type and device: those of the images that it was made with.
 
-    It gives a tuple of float32 tensors, in the order of `view.names`, which are the caller's to keep.
+    With parts it takes any whole number of them, up to that batch. It gives a tuple of float32 tensors, in the order of `view.names`, which are the caller's to keep.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -65,8 +72,12 @@ class PartsProgram(Program):
     def write(self, images: Tensor, outputs: Sequence[Tensor]) -> None:
         """Computes one part (part C H W) into `outputs`, slices of the batch's outputs; called in several threads at once."""
 
+    def empty(self, batch: int) -> tuple[Tensor, ...]:
+        """Memory for the outputs of `batch` images; in the order in which parts have theirs, writing is quickest."""
+        return tuple(torch.empty((batch, *shape)) for shape in self.shapes)
+
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        outputs = tuple(torch.empty((len(images), *shape)) for shape in self.shapes)
+        outputs = self.empty(len(images))
         starts = range(0, len(images), self.recipe.part)
         slices = [slice(start, start + self.recipe.part) for start in starts]
         futures = [self.pool.submit(self.write, images[rows], [output[rows] for output in outputs]) for rows in slices]
@@ -80,14 +91,22 @@ class PartsProgram(Program):
 
 
 @contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Has torch compute each call in the thread that makes it, for as long as the block lasts."""
+def torch_threads(number: int) -> Iterator[None]:
+    """Has torch compute each call of this thread in `number` threads, for as long as the block lasts.
+
+    It is the number of threads that begin to compute within the block, too; others keep theirs.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def one_thread_each() -> AbstractContextManager[None]:
+    """Has torch compute each call in the thread that makes it, for as long as the block lasts."""
+    return torch_threads(1)
 
 
 def is_of_memory(error: BaseException) -> bool:
