@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from ..errors import ZigguratError
 from . import (
+    bench,
     classify,
     convert,
     download,
@@ -64,8 +65,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (list, search, info, classify, embed, features, show, extract, status, retry, verify, duplicates, download, convert):
-    app.command(command.__name__.rpartition(".")[2])(command.run)
+for command in (list, search, info, classify, embed, features, show, extract, status, retry, verify, duplicates, download, convert, bench):
+    app.command(command.__name__.rpartition(".")[2], cls=getattr(command, "Command", None))(command.run)
 
 
 def _version(asked: bool) -> None:
