@@ -57,7 +57,6 @@ class ThreadsProgram(PartsProgram):
         self.call = call
         self.formats = [torch.channels_last if output.ndim == 4 and output.is_contiguous(memory_format=torch.channels_last)
                         else torch.contiguous_format for output in example]
-        # A thread's number of threads is its own, and lasts; but what starts next has the number that was set last
         barrier = Barrier(threads)
         with torch_threads(1):
             wait([self.pool.submit(_alone, barrier) for _ in range(threads)])
@@ -75,9 +74,10 @@ class ThreadsProgram(PartsProgram):
             output.copy_(value)
 
 
-def _alone(barrier: Barrier) -> None:
+def _alone(barrier: Barrier) -> int:
+    """Has torch compute in this thread alone from now on, where 1 is the number of threads that was set last."""
     barrier.wait()  # until all threads of the pool have started
-    torch.set_num_threads(1)
+    return torch.get_num_threads()  # by asking, a thread takes for good the number that holds for the process
 
 
 def _ordinary(tensor: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ def _regional(view: View, example: Tensor, callers: int) -> Call:
     compiled = torch.compile(_of_its_own(forward), dynamic=False)
     for unit in _units(view.model):
         unit.forward = functools.partial(compiled, unit)
-    with torch.compiler.config.patch(recompile_limit=VARIANTS), torch.inference_mode():  # type: ignore[attr-defined]
+    with torch._dynamo.config.patch(recompile_limit=VARIANTS), torch.inference_mode():
         view(example)
     return view
 
