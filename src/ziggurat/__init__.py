@@ -24,6 +24,7 @@ _PUBLIC = {
     "export": "exporting.export",
     "extract": "extraction.job",
     "open": "extraction.opening",
+    "optimize": "optimization.optimizing",
     "as_backbone": "backbone",
     "load": "saving",
     "save": "saving",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from .factory import safe_model_name as safe_model_name
     from .facts import ModelInfo as ModelInfo
     from .facts import WeightsInfo as WeightsInfo
+    from .optimization.optimizing import optimize as optimize
     from .query import search as search
     from .registry import *  # noqa: F403
     from .saving import load as load
