@@ -120,7 +120,7 @@ def _parts(batch: int, threads: int) -> list[int]:
     """Sizes of parts for which each thread has as many images to compute: its share at once, and some at a time."""
     if threads == 1 or batch < threads:
         return []
-    shares = [part for part in range(1, batch // threads + 1) if batch % part == 0]
+    shares = [part for part in range(1, -(-batch // threads) + 1) if batch % part == 0]
     least = min(map(functools.partial(_steps, batch, threads), shares))
     shares = [part for part in shares if _steps(batch, threads, part) == least]
     largest = shares[-1]
