@@ -200,7 +200,7 @@ def _compiled(view: View, example: Tensor, callers: int) -> Call:
 
 def _regional(view: View, example: Tensor, callers: int) -> Call:
     """The view with each of its units through torch.compile, those of one kind through the same code."""
-    view = copy.deepcopy(view)
+    view = _copy(view)
 
     def forward(unit: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return type(unit).forward(unit, *args, **kwargs)
@@ -245,8 +245,12 @@ def _copied(view: View, recipe: Recipe) -> View:
     copies = _COPIES.setdefault(view, WeakValueDictionary())
     key = (recipe.precision, recipe.layout)
     if key not in copies:
-        copied = copy.deepcopy(view)
+        copied = _copy(view)
         copied.model.to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
         copies[key] = copied
         return copied
     return copies[key]
+
+
+def _copy(view: View) -> View:
+    return copy.deepcopy(view, {id(view._form): view._form})  # the form is shared: copying one, torch 2.11 warns of itself
