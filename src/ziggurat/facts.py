@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 from .weights import provenance
 from .weights.pretrained import PretrainedCfg
 
-__all__ = ["Fact", "ModelInfo", "WeightsInfo", "measured", "published"]
+__all__ = ["CERTIFIED", "MODES", "Fact", "ModelInfo", "WeightsInfo", "measured", "published"]
 
 T = TypeVar("T")
+
+CERTIFIED = Path(__file__).parent / "exporting" / "certified.json"
+MODES = ("static", "dynamic")  # files of one shape; files with batch, height and width free
 
 
 class Fact(Generic[T]):
@@ -121,6 +128,13 @@ class ModelInfo(Record):
     prefix_tokens = Fact[dict[str, int] | None]("Tokens in front of those of the map, by kind; None without any.")
     first_conv = Fact[str | None]("Path of the layer that reads the image's channels.")
     classifier = Fact[str | list[str] | None]("Path of the classifier, or of the several.")
+    exports = Fact[dict[str, dict[str, dict[str, float | str | None]]] | None](
+        "What `ziggurat.export` can write, measured on `exports_of`: `exports[format][view]['static' or 'dynamic']` is the "
+        "largest error of the file's outputs in the format's own runtime, as a share of their largest value; or a sentence "
+        "that says why there is no such number; or None where it was not tried. Dynamic files leave batch, height and "
+        "width free."
+    )
+    exports_of = Fact[str | None]("The architecture that `exports` was measured on, the smallest of the same class.")
     key_digest = Fact[str | None]("Digest of the state dict's keys and shapes; as an entry `keys`.", key="keys")
     pretrained = Fact[dict[str, WeightsInfo]]("Published weights by tag, first those that `pretrained=True` loads.")
 
@@ -148,7 +162,21 @@ def measured(facts: Mapping[str, Any]) -> dict[str, Any]:
         "channels": tuple(level["channels"] for level in levels),
         "strides": tuple(level["reduction"] for level in levels),
         "output_strides": {int(stride): dict(way) for stride, way in facts["output_strides"].items()},
+        **exports(facts["module"], facts["class"]),
     }
+
+
+@functools.cache
+def certified() -> dict[str, Any]:
+    """The certificate of exports, as tools/certify.py writes it; its `classes` are called `module.class`."""
+    found: dict[str, Any] = json.loads(CERTIFIED.read_text(encoding="utf-8"))
+    return found
+
+
+def exports(module: str, class_name: str) -> dict[str, Any]:
+    """The facts of `ModelInfo` on exports, for the architectures of one class of one module."""
+    row = certified()["classes"].get(f"{module}.{class_name}")
+    return {"exports": copy.deepcopy(row["exports"]), "exports_of": row["architecture"]} if row else {}
 
 
 def size_rule(facts: Mapping[str, Any]) -> str:
