@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadArgument
-from .contenders import Case, check_backend
+from .contenders import Case, check_backend, split
 from .costs import Layer, least_seconds
 from .worker import ContenderFailed, Worker
 
-__all__ = ["Comparison", "Machine", "Result", "compare"]
+__all__ = ["Comparison", "Machine", "Result", "compare", "measured"]
 
 ROUND = 0.25  # seconds of calls of a contender in a round, at least
 MOST_CALLS = 50  # of a contender in a round
@@ -67,6 +67,11 @@ class Result:
     of_roofline: float | None = None
     """The time that its layers need at least, as a share of the time it takes; see `costs.least_seconds`."""
     is_baseline: bool = False
+
+    @property
+    def precision(self) -> str:
+        """The case's, or the contender's own."""
+        return split(self.backend)[1] or self.case.precision
 
     @property
     def medians(self) -> list[float]:
@@ -143,9 +148,10 @@ def compare(
 
     The contenders of a case are made one after the other, each in a process of its own; then they run in turn, one at a
     time, in another order each round, so that what else the machine does falls on all of them alike. A contender that
-    cannot be made, or dies, is a result with its reason. `baseline` is what ratios are to (None: timm as it is, or else
-    ours, or else the first that runs). `threads` None leaves their number to each runtime. `say` hears what is going on,
-    `on_case` the machine and the results of each case. No process is left when it returns or raises.
+    cannot be made, or dies, is a result with its reason. A name such as 'optimize@fp32' has that precision, whatever the
+    case says. `baseline` is what ratios are to (None: timm as it is, or else ours, or else the first that runs). `threads`
+    None leaves their number to each runtime. `say` hears what is going on, `on_case` the machine and the results of each
+    case. No process is left when it returns or raises.
 
     Raises `BadArgument` for an unknown name, and `MissingExtra` for a peer that is not installed.
     """
@@ -157,9 +163,7 @@ def compare(
     if rounds < 1:
         raise BadArgument(f"rounds={rounds}: give 1 or more")
     say("the machine's peak")
-    with Worker(threads) as worker:
-        precisions = list(dict.fromkeys(case.precision for case in cases))
-        machine = Machine(**worker.ask("machine", precisions=precisions, threads=threads, device=device))
+    machine = measured([split(backend)[1] or case.precision for case in cases for backend in backends], threads, device)
     done = Comparison(machine, {"backends": backends, "rounds": rounds, "threads": threads, "device": device}, [])
     for group in grouped(cases):
         with tempfile.TemporaryDirectory(prefix="ziggurat-bench-") as folder:
@@ -177,6 +181,12 @@ def compare(
                 if on_case is not None:
                     on_case(machine, found)
     return done
+
+
+def measured(precisions: Iterable[str], threads: int | None = None, device: str = "cpu") -> Machine:
+    """The machine and its peaks in `precisions`, found in a process of its own."""
+    with Worker(threads) as worker:
+        return Machine(**worker.ask("machine", precisions=list(dict.fromkeys(precisions)), threads=threads, device=device))
 
 
 def known(case: Case) -> None:
@@ -244,7 +254,7 @@ def rate(results: Sequence[Result], kit: Mapping[str, Any], machine: Machine, ba
         result.is_baseline = result is base
         result.ratio = base.seconds / result.seconds
         result.paired = statistics.median(one / other for one, other in zip(base.medians, result.medians))
-        peak = machine.peaks[result.case.precision]
+        peak = machine.peaks[result.precision]
         if peak:
             result.of_peak = kit["flops"] / result.seconds / peak
-            result.of_roofline = least_seconds(layers, result.case.precision, peak, machine.bandwidth) / result.seconds
+            result.of_roofline = least_seconds(layers, result.precision, peak, machine.bandwidth) / result.seconds

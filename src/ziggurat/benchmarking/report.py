@@ -74,7 +74,10 @@ def show_case(results: Sequence[Result], to: Console) -> None:
     from rich.markup import escape
 
     to.print()
-    to.print(table_of(results))
+    if any(not result.failure for result in results):
+        to.print(table_of(results))
+    else:
+        to.print(str(results[0].case), style="italic")
     for result in results:
         if result.failure:
             to.print(f"[bold]{result.backend}[/bold]: {escape(result.failure)}", soft_wrap=True)
@@ -86,7 +89,7 @@ def table_of(results: Sequence[Result]) -> Table:
 
     table = Table(title=Text(str(results[0].case)), title_justify="left", box=None, pad_edge=False)
     table.add_column("backend", no_wrap=True)
-    for heading in ("images/s", "quartiles", "ratio", "paired", "p50 ms", "p90", "p99", "MiB", "building", "s", "error", "peak",
+    for heading in ("images/s", "quartiles", "ratio", "paired", "p50 ms", "p90", "p99", "MiB", "to build", "s", "error", "of peak",
                     "roofline"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
