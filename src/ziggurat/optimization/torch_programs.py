@@ -215,11 +215,13 @@ def _regional(view: View, example: Tensor, callers: int) -> Call:
 
 def _packaged(view: View, example: Tensor, callers: int) -> Call:
     """The view as a loaded package of AOTInductor, for `callers` threads at a time."""
+    from torch._inductor.package import load_package
+
     with torch.no_grad(), tempfile.TemporaryDirectory(prefix="ziggurat-") as folder:
         exported = torch.export.export(view, (example,), strict=False)
         package = torch._inductor.aoti_compile_and_package(
             exported, package_path=str(Path(folder, "view.pt2")), inductor_configs={"freezing": True})
-        loaded: Call = torch._inductor.aoti_load_package(package, num_runners=callers)
+        loaded: Call = load_package(package, num_runners=callers)  # aoti_load_package has no such number in torch 2.11
     return loaded
 
 
