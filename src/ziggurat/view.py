@@ -35,7 +35,8 @@ class View(nn.Module):
     """
 
     mean: Tensor
-    std: Tensor
+    std: Tensor | None
+    """Of bytes (C 1 1); None where the first layer's weights divide by it (`optimization.fusing.fold_preprocessing`)."""
 
     def __init__(
         self, model: nn.Module, view: str, strides: int | Sequence[int] | None = None, *, norm: bool | None = None,
@@ -64,7 +65,8 @@ class View(nn.Module):
 
     def _leaves(self, images: Tensor) -> tuple[list[Tensor], Any]:
         if self.pixels:
-            images = (images.float() - self.mean) / self.std
+            images = images.float() - self.mean
+            images = images if self.std is None else images / self.std
         dtype = next((p.dtype for p in self.model.parameters()), images.dtype)
         return pytree.tree_flatten(self._given(images.to(dtype)))
 

@@ -241,7 +241,7 @@ class Backbone(Levels, metaclass=_Finished):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise BadArgument(f"output_fmt={output_fmt!r}: give 'NCHW' or 'NLC'")
-        take = take_indices(len(self.plan.levels), indices, "indices")
+        take = take_indices(self._depth if indices is None else len(self.plan.levels), indices, "indices")
         stops = stop_early and max(take) < self._depth - 1
         levels, last = self._run(x, take, to_end=not (intermediates_only or stops), **inputs)
         if stops and self.isotropic and not self._lost_norm:

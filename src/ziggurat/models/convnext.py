@@ -88,6 +88,17 @@ class ConvNeXtBlock(nn.Module):
             return x + branch
         return torch.addcmul(x, branch, self.gamma.view(-1, 1, 1))  # scaled and added in one pass
 
+    @torch.no_grad()
+    def reparameterize(self) -> None:
+        """Makes the layer scale part of the perceptron's last layer; does nothing a second time."""
+        if self.gamma is None:
+            return
+        last = self.mlp.fc2
+        last.weight.mul_(self.gamma.view(-1, *[1] * (last.weight.ndim - 1)))
+        if last.bias is not None:
+            last.bias.mul_(self.gamma)
+        self.gamma = None
+
 
 class ConvNeXtStage(nn.Module):
     """A norm and a convolution where the stage changes width, stride or dilation, then blocks."""
