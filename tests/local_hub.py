@@ -3,6 +3,7 @@
     with LocalHub({"owner/name": {"config.json": b"{}"}}) as hub:
         hub.url                # what HF_ENDPOINT is set to
         hub.requests           # (method, path) of every request so far
+        hub.served             # (path, start, stop) of the bytes of every body that a GET got
 
 `hub_client` points the client at a running one, with a cache of its own.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +28,8 @@ class LocalHub:
     """Repositories (name -> file name -> bytes) behind an HTTP server, until the `with` ends or `stop` is called.
 
     A repository named in `gated` answers as one whose terms were not accepted. `files` are served under `/files/`
-    by their names, as any web server would.
+    by their names, as any web server would. Ranges of bytes are given as asked for, but for `whole_only`; the first
+    `breaks` of them are cut off half-way.
     """
 
     def __init__(
@@ -34,9 +37,13 @@ class LocalHub:
         repos: Mapping[str, Mapping[str, bytes]],
         gated: tuple[str, ...] = (),
         files: Mapping[str, bytes] | None = None,
+        whole_only: bool = False,
+        breaks: int = 0,
     ) -> None:
         self.repos, self.gated, self.files = repos, gated, dict(files or {})
+        self.whole_only, self.breaks = whole_only, breaks
         self.requests: list[tuple[str, str]] = []
+        self.served: list[tuple[str, int, int]] = []
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -71,13 +78,21 @@ class LocalHub:
         path = request.path.partition("?")[0]
         self.requests.append((request.command, path))
         status, headers, body = self.respond(path.strip("/").split("/"))
+        asked = re.match(r"bytes=(\d+)-(\d*)$", request.headers.get("Range", ""))
+        start, stop, breaks = 0, len(body), False
+        if asked and status == 200 and with_body and not self.whole_only:
+            start, stop = int(asked[1]), min(int(asked[2] or stop - 1) + 1, stop)
+            status, headers = 206, headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(body)}"}
+            breaks, self.breaks = self.breaks > 0, self.breaks - 1
         request.send_response(status)
         for name, value in headers.items():
             request.send_header(name, value)
-        request.send_header("Content-Length", str(len(body)))
+        request.send_header("Content-Length", str(stop - start))
         request.end_headers()
         if with_body:
-            request.wfile.write(body)
+            self.served.append((path, start, stop))
+            request.wfile.write(body[start : (start + stop) // 2 if breaks else stop])
+            request.close_connection = True
 
     def respond(self, parts: list[str]) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body for a path, as the hub gives them."""
@@ -134,6 +149,7 @@ def hub_client(monkeypatch: pytest.MonkeyPatch, hub: LocalHub, cache: Path) -> N
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(cache / "assets"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from . import registry
 from .backbone import Backbone, as_backbone, take_strides
@@ -129,7 +130,8 @@ def create_model(
             known = None if pretrained_cfg else _declared.get(model)
             cfg = known or resolve_pretrained_cfg(architecture, pretrained_cfg, pretrained_cfg_overlay)
             if checkpoint_path or (saved and pretrained):
-                state_dict = _read(checkpoint_path, ema) if checkpoint_path else _fetch(cfg, cache_dir, ema)
+                state_dict = (_read(checkpoint_path, ema) if checkpoint_path
+                              else _fetch(cfg, cache_dir, ema, model, kwargs.get("features_only", False)))
                 _load(model, state_dict, cfg, is_part=kwargs.get("features_only", False), in_chans_from=in_chans_from,
                       auto_mapping=auto_mapping and bool(checkpoint_path))
             if saved or not getattr(model, "pretrained_cfg", None):
@@ -232,9 +234,8 @@ def build_model_with_cfg(
 
     loads = bool(pretrained or checkpoint_path)
     is_family = isinstance(model_cls, type) and issubclass(model_cls, Backbone)
-    with ExitStack() as stack:
-        if loads and pretrained_strict and is_family:
-            stack.enter_context(WithoutWeights())
+    fills_all = loads and pretrained_strict and is_family  # so that nothing needs to be drawn
+    with WithoutWeights() if fills_all else nullcontext():
         model = build()
     channels = kwargs.get("in_channels", kwargs.get("in_chans"))
     if features_only and not isinstance(model, Backbone):
@@ -246,12 +247,15 @@ def build_model_with_cfg(
             _keep_levels(model, out_indices, out_strides, feature_cfg, norm)
         else:
             _keep_levels(model, 1 if out_indices is None else out_indices, None, None, norm)
-            model.add_pyramid(pyramid, out_strides, pyramid_channels)
+    if fills_all:
+        allocate(model)
+    if pyramid is not None:
+        model.add_pyramid(pyramid, out_strides, pyramid_channels)
     if loads:
         if checkpoint_path:
             state_dict: Mapping[str, Any] = _read(checkpoint_path, ema)
         else:
-            state_dict = _fetch(cfg, cache_dir, ema)
+            state_dict = _fetch(cfg, cache_dir, ema, None if pretrained_filter_fn else model, features_only)
         if pretrained_filter_fn is not None:
             state_dict = pretrained_filter_fn(state_dict, model)
         found_in = cfg
@@ -260,7 +264,7 @@ def build_model_with_cfg(
             found_in = dataclasses.replace(cfg, first_conv=_input_layers(build, kwargs[name], name))
         fresh = _load(model, state_dict, found_in, pretrained_strict, features_only, in_chans_from,
                       auto_mapping and bool(checkpoint_path))
-        if fresh and pretrained_strict and is_family:
+        if fresh and fills_all:
             drawn = build()
             with torch.no_grad():
                 for path, parameter in model.named_parameters():
@@ -455,10 +459,17 @@ def _is_mindcvs(checkpoint_path: str | Path, architecture: str) -> bool:
     return MINDCV_TAG in registry.weights_of(architecture) and made_by_mindspore(checkpoint_path)
 
 
-def _fetch(cfg: PretrainedCfg, cache_dir: str | Path | None, ema: bool | None = None) -> Mapping[str, Any]:
+def _fetch(
+    cfg: PretrainedCfg, cache_dir: str | Path | None, ema: bool | None, model: nn.Module | None, is_part: bool
+) -> Mapping[str, Any]:
+    """The published weights: of a file on the hub what the `model` takes, where it is given and that can be told."""
+    from .weights.adapting import needed
     from .weights.loading import fetch_state_dict
 
-    return fetch_state_dict(cfg, cache_dir=cache_dir, ema=ema)
+    needs = None
+    if model is not None and not ema and (is_part or not getattr(model, "num_classes", True)):  # others take all
+        needs = functools.partial(needed, model, cfg, is_part)
+    return fetch_state_dict(cfg, cache_dir=cache_dir, ema=ema, needs=needs)
 
 
 def _load(
@@ -538,31 +549,48 @@ def _place(device: torch.device | str | None, dtype: torch.dtype | None, direct:
         yield
 
 
-class WithoutWeights(TorchFunctionMode):
-    """Leaves parameters as they were allocated: they are about to be replaced by a checkpoint's.
+class WithoutWeights:
+    """Models built within have parameters on the meta device, which have a shape and no memory.
 
-    Memory that is allocated and never written is not resident, so a model costs nothing until its weights are
-    assigned. Buffers are computed as always, which a build on the meta device would have to make up for.
+    For parameters that a checkpoint's are about to replace: those of parts that the view does without are never
+    allocated, and those that are kept get memory from `allocate`. Buffers are computed as always, which a build that is
+    on the meta device altogether would have to make up for. Other threads' models are their own.
     """
 
-    WRITES = frozenset({"normal_", "uniform_", "fill_", "zero_", "copy_", "mul_", "add_", "sub_", "div_", "erfinv_",
-                        "clamp_", "constant_", "ones_", "zeros_", "trunc_normal_", "kaiming_normal_",
-                        "kaiming_uniform_", "xavier_normal_", "xavier_uniform_", "orthogonal_", "eye_", "dirac_"})
-
     def __enter__(self) -> WithoutWeights:
+        _watch_registrations()
         self._token = draws_weights.set(False)
-        return super().__enter__()
+        return self
 
     def __exit__(self, *raised: Any) -> None:
-        super().__exit__(*raised)
         draws_weights.reset(self._token)
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func.__name__ in self.WRITES:
-            target = args[0] if args else kwargs.get("tensor")
-            if isinstance(target, nn.Parameter):
-                return target
-        return func(*args, **kwargs)
+
+@functools.cache
+def _watch_registrations() -> None:
+    """Lets `_without_memory` see each parameter that a module gets, from now on.
+
+    It stays, since a hook that comes or goes while another thread builds a module breaks that thread's loop over hooks.
+    """
+    register_module_parameter_registration_hook(_without_memory)  # type: ignore[arg-type]  # torch says: gives nothing
+
+
+def _without_memory(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+    if draws_weights.get() or type(parameter) is not nn.Parameter or parameter.is_meta:
+        return None
+    return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+
+def allocate(model: nn.Module) -> None:
+    """Gives the parameters of a model that was built `WithoutWeights` memory, which nothing is written to.
+
+    It is not resident until something is: assigning a checkpoint's tensors takes their place without that.
+    """
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                if parameter not in made:
+                    empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    made[parameter] = nn.Parameter(empty, parameter.requires_grad)
+                module._parameters[name] = made[parameter]

@@ -47,8 +47,8 @@ def _resize(layer: nn.Module, shape: list[int], is_stem: bool) -> None:
         assert isinstance(layer, nn.modules.batchnorm._BatchNorm), type(layer)
         layer.num_features = shape[0]
         kept = (shape[0],)
-        layer.running_mean = torch.zeros_like(_like(layer.weight, kept))
-        layer.running_var = torch.ones_like(_like(layer.weight, kept))
+        layer.running_mean = torch.zeros(kept)
+        layer.running_var = torch.ones(kept)
     layer.weight = nn.Parameter(_like(layer.weight, kept))
     if layer.bias is not None:
         layer.bias = nn.Parameter(_like(layer.bias, kept[:1]))

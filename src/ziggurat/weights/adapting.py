@@ -15,7 +15,7 @@ from ziggurat.weights.mindcv import COUNTER, from_mindcv
 from ziggurat.weights.mindspore import AFFINE, STATISTICS, own_gammas
 from ziggurat.weights.pretrained import PretrainedCfg
 
-__all__ = ["adapt_input_conv", "adapt_state_dict", "by_order", "fit", "mismatch"]
+__all__ = ["adapt_input_conv", "adapt_state_dict", "by_order", "fit", "mismatch", "needed"]
 
 Shapes = Mapping[str, Collection[int]]
 
@@ -23,6 +23,7 @@ Shapes = Mapping[str, Collection[int]]
 OUTER = ("model.", "body.")
 # Where they joined a container's name and an index: `layer1_0.conv1` for `layer1.0.conv1`.
 JOINED = re.compile(r"^([A-Za-z]\w*?)_(\d+)\.")
+OURS = "ziggurat."
 NECK = "pyramid_neck."  # levels that are made from a network's own, which classifiers do not have
 SHOWN = 10
 
@@ -85,6 +86,27 @@ def fit(
     if not any(name.startswith(NECK) for name in fitted):
         unfilled |= {name for name in own if name.startswith(NECK)}
     return fitted, unfilled
+
+
+def needed(
+    model: nn.Module, cfg: PretrainedCfg, is_part: bool, held: Collection[str]
+) -> set[str] | None:
+    """Of the names `held` by a checkpoint, those that loading takes (`loading.load_weights`, strict); None if any may be.
+
+    That is known where the checkpoint has the model's own names, and nothing besides but what such a model does without:
+    the classifier, or, of a model that `is_part` of a network, anything. A `remap_checkpoint` of somebody else's may
+    make a tensor out of any others.
+    """
+    own = model.state_dict().keys()
+    has_neck = any(name.startswith(NECK) for name in held)
+    lacking = [name for name in own if name not in held and not name.endswith(COUNTER)
+               and (has_neck or not name.startswith(NECK))]
+    heads = tuple(f"{path}." for path in names(cfg.classifier))
+    surplus = [name for name in held if name not in own and not name.startswith((*heads, NECK))]
+    remap = getattr(type(model), "remap_checkpoint", None)
+    if lacking or (surplus and not is_part) or not (remap is None or remap.__module__.startswith(OURS)):
+        return None
+    return {name for name in held if name in own}
 
 
 def fills(state_dict: Mapping[str, Any], own: Iterable[str]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from ziggurat.weights.pretrained import PretrainedCfg, filter_pretrained_cfg
 
 __all__ = [
     "HubConfig",
+    "cached",
     "download",
     "fetch_url",
     "load_config_from_hub",
@@ -69,24 +71,37 @@ def download(
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
-    place: dict[str, Any] = {"repo_id": repo_id, "revision": revision, "cache_dir": cache_dir}
+    found = cached(repo_id, filename, revision, cache_dir)
+    if found is not None:
+        return found
     candidates = (filename,) if filename else WEIGHT_FILES
     for name in candidates:
         try:
-            return Path(hf_hub_download(filename=name, local_files_only=True, **place))
-        except LocalEntryNotFoundError:
-            continue
-        except Exception as error:  # a malformed name, for one: every cause is handed on
-            raise unavailable(repo_id, revision, error) from error
-    for name in candidates:
-        try:
-            return Path(hf_hub_download(filename=name, library_name="ziggurat", **place))
+            return Path(hf_hub_download(repo_id, name, revision=revision, cache_dir=cache_dir, library_name="ziggurat"))
         except EntryNotFoundError as error:
             if isinstance(error, LocalEntryNotFoundError):
                 raise unavailable(repo_id, revision, error) from error
         except Exception as error:  # clients of other versions raise errors of other HTTP libraries
             raise unavailable(repo_id, revision, error) from error
     raise SourceUnavailable(f"the hub's repository {repo_id} has no file {' or '.join(candidates)}; name one it has.")
+
+
+def cached(
+    repo_id: str, filename: str | None = None, revision: str | None = None, cache_dir: str | Path | None = None
+) -> Path | None:
+    """The path that `download` returns, if the file is there already; the network is not asked."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import LocalEntryNotFoundError
+
+    place: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "local_files_only": True}
+    for name in (filename,) if filename else WEIGHT_FILES:
+        try:
+            return Path(hf_hub_download(repo_id, name, **place))
+        except LocalEntryNotFoundError:
+            continue
+        except Exception as error:  # a malformed name, for one: every cause is handed on
+            raise unavailable(repo_id, revision, error) from error
+    return None
 
 
 def unavailable(repo_id: str, revision: str | None, error: Exception) -> SourceUnavailable:
@@ -245,7 +260,7 @@ def write_folder(
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
     """Another path beside `path`, whose file takes its place once it is written and on the disk."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         yield part
         with part.open("rb") as written:

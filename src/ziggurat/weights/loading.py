@@ -17,6 +17,7 @@ from ziggurat.errors import CheckpointMismatch, SourceUnavailable
 from ziggurat.weights import hub
 from ziggurat.weights.adapting import COUNTER, NECK, fit, grouped, mismatch, names
 from ziggurat.weights.channels import Bands
+from ziggurat.weights.partial import Needs, fetch_part
 from ziggurat.weights.pretrained import PretrainedCfg
 from ziggurat.weights.reading import clean_state_dict, read_state_dict
 
@@ -24,36 +25,42 @@ __all__ = ["fetch_file", "fetch_state_dict", "load_weights", "package_path"]
 
 
 def fetch_state_dict(
-    cfg: PretrainedCfg | Mapping[str, Any], cache_dir: str | Path | None = None, ema: bool | None = None
+    cfg: PretrainedCfg | Mapping[str, Any],
+    cache_dir: str | Path | None = None,
+    ema: bool | None = None,
+    needs: Needs | None = None,
 ) -> Mapping[str, Tensor]:
     """The state dict that a configuration points at, as it was published; `ema` as in `create_model`.
 
     It is the configuration's `state_dict` if it holds one (and no hub id was asked for explicitly), otherwise what
-    `fetch_file` finds. Raises `SourceUnavailable`.
+    `fetch_file` finds, to which `needs` goes. Raises `SourceUnavailable`.
     """
     cfg = as_cfg(cfg)
     if cfg.state_dict and not (cfg.source == "hf-hub" and cfg.hf_hub_id):
         return clean_state_dict(cfg.state_dict)
-    return read_state_dict(fetch_file(cfg, cache_dir), use_ema=ema, need_ema=ema is True)
+    return read_state_dict(fetch_file(cfg, cache_dir, needs), use_ema=ema, need_ema=ema is True)
 
 
-def fetch_file(cfg: PretrainedCfg | Mapping[str, Any], cache_dir: str | Path | None = None) -> Path:
+def fetch_file(
+    cfg: PretrainedCfg | Mapping[str, Any], cache_dir: str | Path | None = None, needs: Needs | None = None
+) -> Path:
     """The file (or directory) of weights that a configuration points at, downloaded if it is in no cache yet.
 
     The first source that the configuration has is used: `file`, `package`, `hf_hub_id`, `url`; a hub id that the name
     asked for explicitly (`source="hf-hub"`) goes before all of them. Where the hub cannot be reached and there is a
-    `url`, that is tried. Raises `SourceUnavailable`.
+    `url`, that is tried. With `needs`, which chooses among the names in a file, what comes from the hub may hold the
+    tensors chosen alone (`partial.fetch_part`). Raises `SourceUnavailable`.
     """
     cfg = as_cfg(cfg)
     if cfg.source == "hf-hub" and cfg.hf_hub_id:
-        return from_hub(cfg, cache_dir)
+        return from_hub(cfg, cache_dir, needs)
     if cfg.file:
         return Path(cfg.file)
     if cfg.package:
         return package_path(cfg)
     if cfg.hf_hub_id:
         try:
-            return from_hub(cfg, cache_dir)
+            return from_hub(cfg, cache_dir, needs)
         except SourceUnavailable as unreachable:
             if not cfg.url:
                 raise
@@ -80,8 +87,12 @@ def as_cfg(cfg: PretrainedCfg | Mapping[str, Any] | None) -> PretrainedCfg:
     return PretrainedCfg(**{name: value for name, value in cfg.items() if name in known})
 
 
-def from_hub(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path:
+def from_hub(cfg: PretrainedCfg, cache_dir: str | Path | None, needs: Needs | None) -> Path:
     repo_id, revision = hub.split_hub_name(cfg.hf_hub_id or "")
+    if needs is not None:
+        part = fetch_part(repo_id, cfg.hf_hub_filename, revision, cache_dir, needs)
+        if part is not None:
+            return part
     return hub.download(repo_id, cfg.hf_hub_filename, revision, cache_dir)
 
 

@@ -173,8 +173,10 @@ def read_torch(path: Path, mapped: bool) -> Mapping[str, Any]:
     """What `torch.save` wrote, restricted to tensors, containers, numbers and text."""
     try:
         # A Namespace only holds attributes; training scripts save their arguments in one.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as stream:
+            # torch goes by the name of a file that is called .safetensors, and maps no stream
+            source, mmap = (stream, False) if path.suffix == ".safetensors" else (path, mapped)
+            content = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise unsafe(path, error) from error
     except DAMAGE as error:
