@@ -18,7 +18,7 @@ from ..errors import MissingExtra
 from ..view import View, evaluating
 from .program import Unavailable, in_brief, is_of_memory
 
-__all__ = ["BATCH", "INPUT", "import_onnxruntime", "onnx_of"]
+__all__ = ["BATCH", "INPUT", "import_onnxruntime", "onnx_of", "quiet"]
 
 INPUT = "images"
 BATCH = "batch"  # what the free dimension is called
@@ -45,7 +45,7 @@ def onnx_of(view: View, images: Tensor) -> Any:
     several = images if len(images) > 1 else images.repeat(2, 1, 1, 1)  # an export takes 1 for a constant
     free = {INPUT: {0: torch.export.Dim(BATCH)}}
     try:
-        with evaluating(view), _quiet():
+        with evaluating(view), quiet():
             try:
                 return _exported(view, several, free)
             except Exception as error:  # the batch is no free dimension here: a fixed one, or its cause, comes next
@@ -66,10 +66,10 @@ def _exported(view: View, images: Tensor, free: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the exporter from printing its progress, and from warning and logging of operators of its own."""
+def quiet() -> Iterator[None]:
+    """Keeps torch's exporters from printing progress, and from warning and logging of what they then raise, too."""
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")

@@ -17,7 +17,7 @@ from ..view import View
 from .onnx_conversion import BATCH, INPUT, import_onnxruntime, onnx_of
 from .openvino_program import parts
 from .program import PartsProgram, Program, Recipe, Unavailable, in_brief, is_of_memory
-from .quantizing import quantized_onnx
+from .quantizing import quantize_onnx
 
 __all__ = ["PartsOnnxRuntimeProgram", "WholeOnnxRuntimeProgram", "build", "recipes"]
 
@@ -112,10 +112,11 @@ def build(view: View, images: Tensor, recipe: Recipe, threads: int, calibration:
     `calibration` (N C H W) is what int8 is fitted to. Raises `Unavailable` where the network cannot be exported or ONNX
     Runtime does not take it, and `BadArgument` for int8 without calibration.
     """
-    graph = _graph(view, images[: recipe.part or len(images)])
+    example = images[: recipe.part or len(images)]
+    graph = _graph(view, example)
     if recipe.precision == "int8":
         quantized = Graph(graph.free_batch)
-        quantized_onnx(graph.path, quantized.path, calibration, recipe.part or len(images))
+        quantize_onnx(graph.path, quantized.path, view, example, calibration)
         graph = quantized
     session = _session(graph, images.device, recipe.part or len(images), 1 if recipe.part else threads)
     if recipe.part:

@@ -41,14 +41,17 @@ def unreported(package: str) -> Iterator[None]:
 
     That one writes to the home folder too, and the command that it offers to object with would as well.
     """
-    if package in sys.modules or REPORTER in sys.modules:
+    if package in sys.modules:
         yield
         return
+    held = sys.modules.pop(REPORTER, None)
     sys.modules[REPORTER] = None  # type: ignore[assignment]  # importing it raises ImportError
     try:
         yield
     finally:
         del sys.modules[REPORTER]
+        if held is not None:
+            sys.modules[REPORTER] = held
 
 
 def converted(module: nn.Module, example: Tensor, instead: str = "another backend") -> Any:

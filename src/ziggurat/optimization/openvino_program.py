@@ -11,7 +11,7 @@ from torch import Tensor
 from ..view import View
 from .openvino_conversion import converted, import_openvino
 from .program import Program, Recipe, Unavailable
-from .quantizing import quantized_openvino
+from .quantizing import quantized_openvino, require_nncf
 
 __all__ = ["OpenVinoProgram", "build", "recipes"]
 
@@ -33,18 +33,19 @@ class OpenVinoProgram(Program):
                    "NUM_STREAMS": threads if recipe.part else 1, "ENABLE_CPU_PINNING": False}
         self.compiled = openvino.Core().compile_model(model, "CPU", options)
         self.tensor = openvino.Tensor
-        self.batch, self.part, self.shapes = batch, recipe.part or batch, view.shapes
+        self.part, self.shapes = recipe.part or batch, view.shapes
         self.requests = [self.compiled.create_infer_request() for _ in range(batch // self.part)]
         self.one_call = threading.Lock()
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        assert len(images) == self.batch, f"a program for {self.batch} images was called with {len(images)}"
+        batch = len(images)
+        assert batch <= self.part * len(self.requests) and batch % self.part == 0, f"{batch} images in parts of {self.part}"
         pixels = images.detach().contiguous()
-        outputs = tuple(torch.empty((self.batch, *shape)) for shape in self.shapes)
+        outputs = tuple(torch.empty((batch, *shape)) for shape in self.shapes)
         with self.one_call:
             begun = []
             try:
-                for request, first in zip(self.requests, range(0, self.batch, self.part)):
+                for request, first in zip(self.requests, range(0, batch, self.part)):
                     rows = slice(first, first + self.part)
                     request.set_input_tensor(self._shared(pixels[rows]))
                     for index, output in enumerate(outputs):
@@ -79,6 +80,8 @@ def recipes(view: View, images: Tensor, precision: str, threads: int, device: to
     if torch.device(device).type != "cpu":
         raise Unavailable(f"backend='openvino' runs on the CPU and the network is on {device}; move it to the CPU, "
                           "or take backend='compile'")
+    if precision == "int8":
+        require_nncf()
     needed = CAPABILITIES.get(precision)
     if needed and needed not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise Unavailable(f"backend='openvino' has no {precision} on this CPU, which lacks the instructions; "
