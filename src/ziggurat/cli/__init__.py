@@ -20,6 +20,7 @@ from . import (
     download,
     duplicates,
     embed,
+    export,
     extract,
     features,
     info,
@@ -65,7 +66,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (list, search, info, classify, embed, features, show, extract, status, retry, verify, duplicates, download, convert, bench):
+for command in (list, search, info, classify, embed, features, show, extract, status, retry, verify, duplicates, download, convert,
+                export, bench):
     app.command(command.__name__.rpartition(".")[2], cls=getattr(command, "Command", None))(command.run)
 
 

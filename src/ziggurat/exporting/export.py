@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..errors import BadArgument, ExportFailed, MissingExtra, ZigguratError, nearest
+from ..optimization.fusing import fold_preprocessing, fused
+from ..optimization.onnx_conversion import quiet
 from ..optimization.program import in_brief, is_of_memory
 from ..view import View, largest_error, own_view
 from . import metadata as meta
@@ -98,7 +100,8 @@ class Exported:
 class Prepared:
     """A view of a network, ready to be written in any format: folded, with its program, metadata, and what it gives.
 
-    `checks` are images and what the network itself, before anything was folded, gives for them.
+    `checks` are images and what the network itself, before anything was folded, gives for them. `fixed` says which axes
+    could not be free, and why.
     """
 
     view: View
@@ -106,6 +109,7 @@ class Prepared:
     dynamic: tuple[str, ...]
     metadata: dict[str, str]
     checks: list[tuple[Tensor, tuple[Tensor, ...]]] = field(repr=False)
+    fixed: str = ""
 
     def write(self, path: str | Path, format: str, tolerance: float = 1e-4, check: bool = True) -> Exported:
         """Writes a file, reads it back in the format's runtime, and puts it in its place where the numbers are right."""
@@ -177,8 +181,9 @@ def export(
     model or format does not have, `UnsupportedStride`, and `MissingExtra`.
     """
     place(path, format, check)
-    prepared = prepare(model, dynamic, view=view, strides=strides, size=size, batch=batch, pixels=pixels,
-                       class_names=class_names)
+    prepared = _prepared(model, dynamic, view, strides, size, batch, pixels, class_names)
+    if prepared.fixed:
+        warnings.warn(prepared.fixed, stacklevel=2)
     return prepared.write(path, format, tolerance, check)
 
 
@@ -188,6 +193,16 @@ def prepare(
     class_names: Sequence[str] | None = None,
 ) -> Prepared:
     """The arguments of `export` as what all formats have in common, to be written in several."""
+    prepared = _prepared(model, dynamic, view, strides, size, batch, pixels, class_names)
+    if prepared.fixed:
+        warnings.warn(prepared.fixed, stacklevel=2)
+    return prepared
+
+
+def _prepared(
+    model: nn.Module, dynamic: bool | str, view: str | None, strides: int | Sequence[int] | None,
+    size: int | tuple[int, int] | None, batch: int, pixels: bool, class_names: Sequence[str] | None,
+) -> Prepared:
     free = _free(dynamic)
     height, width = _size(model, size)
     if not (isinstance(batch, int) and batch >= 1):
@@ -199,14 +214,12 @@ def prepare(
     whole = View(model, own_view(model) if view is None else view, strides, pixels=pixels)
     example = _random_images((batch, channels, height, width), pixels)
     whole.describe(example)
-    part = _folded(whole).describe(example)
+    part = _folded(whole, example).describe(example)
     free, reason = _capturable(part, example, free)
-    if reason:
-        fixed = f"height and width stay {height} x {width}" if free else f"the shape stays {tuple(example.shape)}"
-        warnings.warn(f"{fixed}: {reason}", stacklevel=2)
+    fixed = f"height and width stay {height} x {width}" if free else f"the shape stays {tuple(example.shape)}"
     metadata = meta.of(whole, example.shape, free, class_names)
     checks = [(images, _given(whole, images)) for images in _tried(example, free, pixels)]
-    return Prepared(part, example, free, metadata, checks)
+    return Prepared(part, example, free, metadata, checks, f"{fixed}: {reason}" if reason else "")
 
 
 _programs: WeakKeyDictionary[View, dict[tuple[tuple[int, ...], tuple[str, ...]], ExportedProgram]] = WeakKeyDictionary()
@@ -231,7 +244,7 @@ def exported_program(view: View, example: Tensor, dynamic: Sequence[str] = ()) -
         if 2 in axes and sides[0] == sides[1]:
             sides[1] += 32  # and two equal sides for one
         traced = example.new_zeros((batch, channels, *sides))
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             programs[key] = torch.export.export(view, (traced,), dynamic_shapes=(axes,) if axes else None, strict=False)
     return programs[key]
 
@@ -279,9 +292,10 @@ def _size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, in
     return sides[0], sides[1]
 
 
-def _folded(view: View) -> View:
-    """The same view of the network with its branches merged and its norms folded."""
-    return View(view.model, view.view, view.strides, pixels=view.pixels)
+def _folded(view: View, example: Tensor) -> View:
+    """The same view of the network with its branches merged, its norms and the normalisation of bytes folded."""
+    images = _random_images(example.shape, pixels=False)
+    return fold_preprocessing(View(fused(view.model, images), view.view, view.strides, pixels=view.pixels))
 
 
 def _capturable(view: View, example: Tensor, free: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
@@ -297,10 +311,14 @@ def _capturable(view: View, example: Tensor, free: tuple[str, ...]) -> tuple[tup
         except Exception as error:  # torch.export raises what it likes; the reason is told
             if is_of_memory(error):
                 raise
-            reason = f"torch.export cannot leave {', '.join(axes) or 'nothing'} free here ({in_brief(error)})"
+            reason = f"torch.export cannot leave {', '.join(axes) or 'nothing'} free here ({_brief(error)})"
             cause = error
     raise ExportFailed(f"torch.export cannot capture {view.view!r} of this {type(view.model).__name__} "
-                       f"({in_brief(cause)})") from cause
+                       f"({_brief(cause)})") from cause
+
+
+def _brief(error: Exception) -> str:
+    return in_brief(error).partition("! For more information")[0]
 
 
 def _tried(example: Tensor, free: Sequence[str], pixels: bool) -> list[Tensor]:

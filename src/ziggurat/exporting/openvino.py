@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import BadArgument
+from ..errors import BadArgument, ExportFailed
 from ..optimization.openvino_conversion import import_openvino, root_logger_muted
 from ..view import View
 from .export import exported_program
 from .loaded import Loaded
+from .resampling import interpolation_as_products
 
 __all__ = ["open", "write"]
 
@@ -25,16 +26,21 @@ def write(view: View, example: Tensor, path: Path, dynamic: Sequence[str], metad
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
-    program = exported_program(view, example, dynamic)
+    program = interpolation_as_products(exported_program(view, example, dynamic))
     frontend = FrontEndManager().load_by_framework("pytorch")
     with root_logger_muted():
         decoder = TorchFXPythonDecoder.from_exported_program(program)  # held: the frontend does not
-        model = frontend.convert(frontend.load(decoder))
+        try:
+            model = frontend.convert(frontend.load(decoder))
+        except openvino.frontend.OpConversionFailure as error:
+            causes = [line.removeprefix("-- ") for line in str(error).splitlines() if line.startswith("-- ")]
+            raise ExportFailed(f"format='openvino': OpenVINO cannot convert this network ({'; '.join(causes)}); "
+                               "take another format") from error
     (images,) = model.inputs
     images.get_tensor().set_names({"images"})
     for output, name in zip(model.outputs, view.names, strict=True):
         output.get_tensor().set_names({name})
-    axes = zip(("batch", "channels", *("height", "width")), example.shape)
+    axes = zip(("batch", "channels", "height", "width"), example.shape)
     model.reshape([-1 if axis in dynamic else side for axis, side in axes])
     for key, value in metadata.items():
         model.set_rt_info(value, [SECTION, key])
