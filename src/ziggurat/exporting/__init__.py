@@ -12,14 +12,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-_HOME = {"FORMATS": "export", "Exported": "export", "export": "export", "prepare": "export", "Loaded": "loaded", "open": "loaded"}
+_HOME = {"FORMATS": "export", "Exported": "export", "prepare": "export", "Loaded": "loaded", "open": "loaded"}
 
-__all__ = ["FORMATS", "Exported", "Loaded", "export", "prepare"]  # and open, which is not to take the builtin's place
+__all__ = ["FORMATS", "Exported", "Loaded", "prepare"]  # and open, which is not to take the builtin's place
 
 if TYPE_CHECKING:
     from .export import FORMATS as FORMATS
     from .export import Exported as Exported
-    from .export import export as export
     from .export import prepare as prepare
     from .loaded import Loaded as Loaded
     from .loaded import open as open
@@ -28,9 +27,9 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_HOME[name]}")
-    globals().update({public: getattr(module, public) for public, home in _HOME.items() if home == _HOME[name]})
-    return globals()[name]
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..errors import BadArgument, ExportFailed, MissingExtra, ZigguratError, nearest
+from ..facts import exports
 from ..optimization.fusing import fold_preprocessing, fused
 from ..optimization.onnx_conversion import quiet
 from ..optimization.program import in_brief, is_of_memory
+from ..registry import catalog
 from ..view import View, largest_error, own_view
 from . import metadata as meta
 from .loaded import Loaded
@@ -113,6 +115,8 @@ class Prepared:
 
     def write(self, path: str | Path, format: str, tolerance: float = 1e-4, check: bool = True) -> Exported:
         """Writes a file, reads it back in the format's runtime, and puts it in its place where the numbers are right."""
+        if not tolerance >= 0:
+            raise BadArgument(f"tolerance={tolerance!r}: give a part of the largest value of an output, as in 1e-4")
         path = place(path, format, check)
         module = format_module(format)
         with TemporaryDirectory(prefix=".ziggurat-export-", dir=path.parent) as folder:
@@ -149,8 +153,13 @@ class Prepared:
         return worst
 
     def _advice(self, format: str) -> str:
-        others = ", ".join(repr(other) for other in FORMATS if other != format)
-        return ("try dynamic=False, or " if set(self.dynamic) & set(SIDES) else "try ") + f"another format ({others})"
+        mode = "dynamic" if set(self.dynamic) & set(SIDES) else "static"
+        known = catalog().get(getattr(self.view.model, "architecture", ""))
+        certified = exports(known["module"], known["class"]).get("exports", {}) if known else {}
+        errors = {name: certified.get(name, {}).get(self.view.view, {}).get(mode) for name in FORMATS if name != format}
+        good = [repr(name) for name, error in errors.items() if isinstance(error, float)]
+        others = f"{', '.join(good)} hold its like" if good else ", ".join(map(repr, errors))
+        return f"try {'dynamic=False, or ' if mode == 'dynamic' else ''}another format ({others})"
 
     def _name(self) -> str:
         return f"{self.view.view!r} of {getattr(self.view.model, 'architecture', '') or type(self.view.model).__name__}"
