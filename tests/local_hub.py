@@ -29,7 +29,7 @@ class LocalHub:
 
     A repository named in `gated` answers as one whose terms were not accepted. `files` are served under `/files/`
     by their names, as any web server would. Ranges of bytes are given as asked for, but for `whole_only`; the first
-    `breaks` of them are cut off half-way.
+    `breaks` of them are cut off half-way. With `redirects`, repositories' files lie at an address of their own.
     """
 
     def __init__(
@@ -39,9 +39,10 @@ class LocalHub:
         files: Mapping[str, bytes] | None = None,
         whole_only: bool = False,
         breaks: int = 0,
+        redirects: bool = False,
     ) -> None:
         self.repos, self.gated, self.files = repos, gated, dict(files or {})
-        self.whole_only, self.breaks = whole_only, breaks
+        self.whole_only, self.breaks, self.redirects = whole_only, breaks, redirects
         self.requests: list[tuple[str, str]] = []
         self.served: list[tuple[str, int, int]] = []
         hub = self
@@ -116,6 +117,10 @@ class LocalHub:
             )
         digest = f'"{hashlib.sha256(body).hexdigest()}"'
         headers = {"ETag": digest, "X-Linked-Etag": digest, "X-Linked-Size": str(len(body)), "X-Repo-Commit": COMMIT}
+        if self.redirects:
+            self.files["/".join(parts)] = body
+            elsewhere = f"{self.url.replace('127.0.0.1', 'localhost')}/files/{'/'.join(parts)}"
+            return 302, headers | {"ETag": '"of the answer"', "Location": elsewhere}, b""
         return 200, headers | {"Accept-Ranges": "bytes"}, body
 
     def api(self, repo: str, rest: list[str]) -> tuple[int, dict[str, str], bytes]:

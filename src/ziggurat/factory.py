@@ -8,7 +8,7 @@ import inspect
 import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,8 @@ def create_model(
     - `model_name`: `architecture` or `architecture.tag`; `hf-hub:owner/name[@revision]` and `local-dir:PATH` create
       what the `config.json` found there says, with its weights if `pretrained`.
     - `pretrained`: load the published weights of the tag (the default tag where none is named). They are downloaded
-      once, into the hub client's own cache, or into `cache_dir`.
+      once, into the hub client's own cache, or into `cache_dir`. Of safetensors on the hub, a pyramid or an embedder
+      that takes less than nine tenths fetches what it takes, into the client's cache of assets (`weights.partial`).
     - `pretrained_cfg`: another tag, or a configuration of one's own; `pretrained_cfg_overlay` changes fields of it
       (`dict(file="weights.safetensors")`, say).
     - `checkpoint_path`: load this file instead (.safetensors, .pth, .npz, MindSpore's .ckpt: the last of these with the
@@ -235,8 +236,7 @@ def build_model_with_cfg(
     loads = bool(pretrained or checkpoint_path)
     is_family = isinstance(model_cls, type) and issubclass(model_cls, Backbone)
     fills_all = loads and pretrained_strict and is_family  # so that nothing needs to be drawn
-    with WithoutWeights() if fills_all else nullcontext():
-        model = build()
+    model = _without_weights(build) if fills_all else build()
     channels = kwargs.get("in_channels", kwargs.get("in_chans"))
     if features_only and not isinstance(model, Backbone):
         size = _pair(kwargs.get("img_size") or cfg.input_size[-2:])
@@ -564,6 +564,16 @@ class WithoutWeights:
 
     def __exit__(self, *raised: Any) -> None:
         draws_weights.reset(self._token)
+
+
+def _without_weights(build: Callable[[], Any]) -> Any:
+    """What `build` makes `WithoutWeights`; with them, if its constructor computes with the values of parameters."""
+    try:
+        with WithoutWeights():
+            model = build()
+    except (RuntimeError, TypeError):  # which meta tensors raise; what has another cause is raised again
+        return build()
+    return build() if any(buffer.is_meta for buffer in model.buffers()) else model
 
 
 @functools.cache

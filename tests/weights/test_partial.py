@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from functools import partial as partial_of
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -15,6 +16,7 @@ import torch
 import ziggurat
 from local_hub import COMMIT, LocalHub, hub_client
 from ziggurat import factory
+from ziggurat.backbone import Backbone
 from ziggurat.errors import SourceUnavailable
 from ziggurat.weights import partial
 from ziggurat.weights.adapting import needed
@@ -122,6 +124,40 @@ def test_buffers_are_computed_while_parameters_have_no_memory(name):
     assert not any(parameter.is_meta for parameter in bare.parameters())
 
 
+class Tiny(Backbone):
+    """A network of one's own whose constructor reads or keeps what it has drawn."""
+
+    def __init__(self, way="item", **kwargs):
+        super().__init__(**kwargs)
+        self.stem = torch.nn.Conv2d(self.in_chans, 4, 2, stride=2)
+        self.plan.spend(2)
+        self.plan.mark(4, "stem")
+        if way == "item":
+            self.start = torch.nn.Parameter(torch.full((1,), self.stem.weight.abs().max().item()))
+        elif way == "data":
+            self.stem.weight.data = torch.ones(4, self.in_chans, 2, 2)
+        else:
+            self.register_buffer("drawn", self.stem.bias.detach() * 0 + 1, persistent=False)
+        self.make_head("fc")
+
+    def trunk(self, x):
+        x = self.stem(x)
+        yield x
+        yield x
+
+
+@pytest.mark.parametrize("way", ["item", "data", "buffer"])
+def test_a_constructor_that_computes_with_parameters_has_them(tmp_path, way):
+    build = partial_of(factory.build_model_with_cfg, Tiny, way=way, num_classes=2)
+    drawn = build()
+    safetensors.torch.save_file(drawn.state_dict(), tmp_path / "w.safetensors")
+    model = build(checkpoint_path=tmp_path / "w.safetensors")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, drawn.state_dict()[name])
+    image = torch.rand(1, 3, 32, 32)
+    assert torch.equal(model.eval()(image), drawn.eval()(image))
+
+
 def test_models_of_other_threads_have_weights():
     made = []
     with factory.WithoutWeights():
@@ -197,6 +233,14 @@ def test_an_embedder_does_without_a_classifier_that_is_much(hub):
     state = safetensors.torch.load(body)
     for name, tensor in embedder.state_dict().items():
         assert torch.equal(tensor, state[name])
+
+
+def test_files_may_lie_elsewhere(hub, full, tmp_path):
+    hub.redirects = True
+    same_levels(create(**TO_16), full)
+    assert len(parts(tmp_path)) == 1
+    assert {path.split("/")[1] for path, start, stop in hub.served if stop > start} == {"files"}
+    assert sum(stop - start for _, start, stop in hub.served) < len(BODY) / 2
 
 
 def test_where_most_is_needed_all_is_fetched(hub, full, tmp_path, monkeypatch):

@@ -72,15 +72,18 @@ class Remote(NamedTuple):
     def read(self, start: int, stop: int) -> bytes:
         """The bytes [start, stop). A broken connection is tried again; raises `SourceUnavailable`, `WholeFilesOnly`."""
         from huggingface_hub import constants
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+        from huggingface_hub.utils import HfHubHTTPError, build_hf_headers, hf_raise_for_status, http_backoff
 
         asked = build_hf_headers(library_name="ziggurat")
         asked |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        try:
-            response = http_backoff("GET", self.url, headers=asked, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
-            hf_raise_for_status(response)
-        except Exception as error:  # clients of other versions raise errors of other HTTP libraries
-            raise unavailable(self.repo_id, self.commit, error) from error
+        for is_last in (False, True):  # older clients do not repeat what breaks in the middle
+            try:
+                response = http_backoff("GET", self.url, headers=asked, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+                hf_raise_for_status(response)
+                break
+            except Exception as error:  # clients of other versions raise errors of other HTTP libraries
+                if is_last or isinstance(error, HfHubHTTPError):
+                    raise unavailable(self.repo_id, self.commit, error) from error
         given = re.match(r"bytes (\d+)-(\d+)/(\d+)$", response.headers.get("Content-Range", ""))
         if response.status_code != 206 or given is None:
             raise WholeFilesOnly
