@@ -7,6 +7,8 @@ from torch import nn
 
 from ziggurat.errors import BadArgument
 
+from .attention import attend
+from .config import use_fused_attn
 from .pool2d_ceil import AvgPool2dCeil
 from .pos_embed_rel import resize_rel_axes
 from .shapes import make_divisible
@@ -98,6 +100,7 @@ class BottleneckAttn(nn.Module):
         self.dim_qk, self.dim_v = head_widths(dim_out, num_heads, dim_head, qk_ratio, stride)
         self.scale = self.dim_qk**-0.5
         self.scale_pos_embed = scale_pos_embed
+        self.fused_attn = use_fused_attn()
         self.qkv = nn.Conv2d(dim, num_heads * (2 * self.dim_qk + self.dim_v), 1, bias=qkv_bias)
         self.pos_embed = PosEmbedRel(feat_size, dim_head=self.dim_qk, scale=self.scale)
         self.pool = AvgPool2dCeil() if stride == 2 else nn.Identity()
@@ -112,9 +115,12 @@ class BottleneckAttn(nn.Module):
         qk, v = self.num_heads * self.dim_qk, self.num_heads * self.dim_v
         q, k, v = self.qkv(x).flatten(2).split((qk, qk, v), dim=1)
         q = q.reshape(-1, self.dim_qk, height * width).transpose(1, 2)  # batch x heads, positions, dim
-        k = k.reshape(-1, self.dim_qk, height * width)
+        k = k.reshape(-1, self.dim_qk, height * width).transpose(1, 2)
         v = v.reshape(-1, self.dim_v, height * width).transpose(1, 2)
         position = self.pos_embed(q, (height, width))
-        logits = (q @ k) * self.scale + (position * self.scale if self.scale_pos_embed else position)
-        out = (logits.softmax(dim=-1) @ v).transpose(1, 2)
+        if self.scale_pos_embed:
+            position = position * self.scale
+        # contiguous, with an axis before the heads': the kernel is slower otherwise
+        heads = (part.contiguous()[None] for part in (q, k, v))
+        out = attend(*heads, fused=self.fused_attn, attn_mask=position[None])[0].transpose(1, 2)
         return self.pool(out.reshape(-1, self.num_heads * self.dim_v, height, width))

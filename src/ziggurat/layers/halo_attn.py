@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .attention import attend
 from .bottleneck_attn import head_widths, relative_logits
+from .config import use_fused_attn
 from .guards import blocks, surely_equal
 from .padding import crop, pad_to_multiple
 from .pool2d_ceil import AvgPool2dCeil
@@ -67,6 +69,7 @@ class HaloAttn(nn.Module):
         self.dim_qk, self.dim_v = head_widths(dim_out, num_heads, dim_head, qk_ratio, stride)
         self.scale = self.dim_qk**-0.5
         self.scale_pos_embed = scale_pos_embed
+        self.fused_attn = use_fused_attn()
         self.block_size = block_size
         self.halo_size = halo_size
         self.win_size = block_size + 2 * halo_size
@@ -109,10 +112,12 @@ class HaloAttn(nn.Module):
         k, v = self.by_head(self.windows(kv), self.dim_qk + self.dim_v).split((self.dim_qk, self.dim_v), dim=-1)
 
         position = self.pos_embed(q)
-        logits = (q @ k.transpose(2, 3)) * self.scale + (position * self.scale if self.scale_pos_embed else position)
+        if self.scale_pos_embed:
+            position = position * self.scale
         if not surely_equal(filled.shape, x.shape):
-            logits = logits.masked_fill(self.beyond(height, width, x), -float("inf"))
-        out = logits.softmax(dim=-1) @ v  # N * heads, blocks, queries of a block, dim
+            position = position.masked_fill(self.beyond(height, width, x), -float("inf"))
+        # contiguous: the kernel is slower where channels are strided; N * heads, blocks, queries of a block, dim
+        out = attend(q.contiguous(), k.contiguous(), v.contiguous(), fused=self.fused_attn, attn_mask=position)
         out = out.permute(0, 3, 2, 1).flatten(1, 2).unflatten(0, (-1, self.num_heads)).flatten(1, 2)
         whole = (blocks(height, self.block_size) * side, blocks(width, self.block_size) * side)
         out = F.fold(out, whole, side, stride=side)
