@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import ziggurat
@@ -214,6 +216,58 @@ def test_what_torch_cannot_compute_is_unavailable_and_what_memory_lacks_is_not()
     with pytest.raises(MemoryError, match="no more"):
         build(view, images, Recipe("eager", "fp32", 1, "contiguous"), 2)
     assert torch.get_num_threads() == 2
+
+
+# -------------------------------------------------------------------- oneDNN's operators
+
+
+class Varied(nn.Module):
+    """Convolutions and what may follow them."""
+
+    activations = (F.relu, F.relu6, F.leaky_relu, F.silu, F.hardswish, F.hardsigmoid, torch.sigmoid, torch.tanh, F.gelu,
+                   lambda x: F.gelu(x, approximate="tanh"), lambda x: x.clamp(-0.1, 0.2), lambda x: x.clamp(min=0.05),
+                   lambda x: F.relu(x, inplace=True), lambda x: F.hardtanh(x, -0.2, 0.3))
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, (3, 5), stride=(2, 1), padding=(1, 2))
+        self.grouped = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=4, bias=False)
+        self.same = nn.Conv2d(8, 8, 3, padding="same")
+        self.other = nn.Conv2d(8, 8, 1)
+
+    def forward(self, images):
+        x = self.stem(images)  # read by many: stays alone
+        outputs = [activation(self.grouped(x)) for activation in self.activations]
+        total = self.grouped(x)
+        total += x  # in place, as networks do it
+        outputs += [F.relu(total), F.relu(self.other(x) + self.grouped(x)), self.other(x) + x, F.silu(x + self.other(x))]
+        twice = self.other(x)
+        outputs += [twice.relu() + twice, self.other(x) + x.mean((2, 3), keepdim=True), F.relu(self.same(x))]
+        alone = self.other(x)
+        return (*outputs, alone + alone, torch.add(self.other(x), x, alpha=2))
+
+
+def test_what_follows_a_convolution_is_computed_with_it_and_gives_the_same():
+    images = images_of(4, 16)
+    torch.manual_seed(0)
+    view = View(Varied(), "forward").describe(images)
+    program = build(view, images, Recipe("onednn", "fp32", 2, "channels_last"), 2)
+    outputs, expected = program(images), outputs_of(view, images)
+    for index, (output, reference) in enumerate(zip(outputs, expected, strict=True)):
+        assert largest_error([output], [reference]) < 1e-5, index
+    counts = Counter(str(node.target) for node in program.call.graph.nodes)
+    # the stem, 14 with activations, one of the two that are added together, 4 that are left alone; padding by name is left
+    assert counts["mkldnn._convolution_pointwise.default"] == 1 + 14 + 1 + 4 and counts["aten.conv2d.padding"] == 1
+    assert counts["mkldnn._convolution_pointwise.binary"] == 4
+    assert not set(counts) & {f"aten.{name}.default" for name in ("relu6", "hardswish", "hardsigmoid", "gelu", "tanh", "clamp")}
+    program.close()
+
+
+def test_onednn_says_what_it_is_for():
+    images = images_of(2, 160)
+    with pytest.raises(Unavailable, match=r"'onednn' is for convolutions, which VisionTransformer does not repeat"):
+        recipes("onednn", view_of("test_vit", images), images, "fp32", 2)
+    assert recipes("onednn", View(Tiny(), "forward"), images, "fp32", 2) == [Recipe("onednn", "fp32", 1, "channels_last")]
 
 
 # -------------------------------------------------------------------- compiled

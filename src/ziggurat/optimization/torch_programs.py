@@ -1,4 +1,4 @@
-"""Programs of torch itself: the network as it is, or what its compiler, Inductor, makes of it."""
+"""Programs of torch itself: the network as it is, its graph in oneDNN's operators, or what its compiler, Inductor, makes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..backbone.units import named_units
 from ..view import View
+from .onednn_graph import with_packed_convolutions
 from .program import PartsProgram, Program, Recipe, Unavailable, in_brief, is_of_memory, torch_threads
 
 __all__ = ["build", "recipes"]
@@ -94,7 +95,7 @@ def _plain(images: Tensor) -> Tensor:
 
 
 def recipes(backend: str, view: View, images: Tensor, precision: str, threads: int) -> list[Recipe]:
-    """What is worth trying with `backend` ('eager', 'compile', 'regional', 'aoti') for `images`, the best guess first.
+    """What is worth trying with `backend`, of those of `CALLS`, for `images`, the best guess first.
 
     Raises `Unavailable` where the backend cannot compute in `precision`, or cannot compile here.
     """
@@ -102,15 +103,17 @@ def recipes(backend: str, view: View, images: Tensor, precision: str, threads: i
         raise Unavailable(f"backend={backend!r} has no {precision}; take backend='openvino' or 'onnxruntime', which quantise, "
                           "or precision='fp32' or 'bf16'")
     on_cpu = images.device.type == "cpu"
-    if (backend != "eager" and on_cpu) or backend == "aoti":
+    if backend == "onednn":
+        _need_onednn(view.model, precision, images.device)
+    elif (backend != "eager" and on_cpu) or backend == "aoti":
         _need_compiler(backend)
     if backend == "regional":
         _units(view.model)
     layouts = ["channels_last", "contiguous"] if _is_convolutional(view.model) else ["contiguous"]
     parts = _parts(len(images), threads) if on_cpu else []
-    if backend != "eager":  # which lays maps out as it likes, and takes long to compile
+    if backend != "eager":  # which lay maps out as they like, and take long to build
         found = [(part, layouts[0]) for part in (parts or [0])]
-        return [Recipe(backend, precision, *one) for one in (found if backend == "compile" else found[:1])]
+        return [Recipe(backend, precision, *one) for one in (found if backend in ("onednn", "compile") else found[:1])]
     found = [(part, layouts[0]) for part in (*parts, 0)]
     found[1:1] = [(found[0][0], layout) for layout in layouts[1:]]
     return [Recipe(backend, precision, *one) for one in found]
@@ -145,6 +148,17 @@ def _units(model: nn.Module) -> list[nn.Module]:
     return units
 
 
+def _need_onednn(model: nn.Module, precision: str, device: torch.device) -> None:
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        raise Unavailable(f"backend='onednn' runs on a CPU, where torch is built with oneDNN, and the images are on {device}; "
+                          "take backend='eager' or 'compile'")
+    ops: Any = torch.ops.mkldnn
+    if not {"fp32": lambda: True, "bf16": ops._is_mkldnn_bf16_supported, "fp16": ops._is_mkldnn_fp16_supported}[precision]():
+        raise Unavailable(f"backend='onednn' has no {precision} on this CPU, which lacks the instructions; take precision='fp32'")
+    if not _is_convolutional(model):
+        raise Unavailable(f"backend='onednn' is for convolutions, which {type(model).__name__} does not repeat; take backend='eager'")
+
+
 def _need_compiler(backend: str) -> None:
     named = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     if shutil.which(named) is None:
@@ -156,7 +170,7 @@ def _need_compiler(backend: str) -> None:
 
 
 def build(view: View, images: Tensor, recipe: Recipe, threads: int, calibration: Tensor | None = None) -> Program:
-    """`recipe` of backend 'eager', 'compile', 'regional' or 'aoti', made for batches like `images`.
+    """`recipe` of one of the backends of `CALLS`, made for batches like `images`.
 
     Raises `Unavailable` where torch cannot compile the network, or has no kernel for it in that precision.
     """
@@ -178,6 +192,10 @@ def build(view: View, images: Tensor, recipe: Recipe, threads: int, calibration:
 
 def _eager(view: View, example: Tensor, callers: int) -> Call:
     return view
+
+
+def _packed(view: View, example: Tensor, callers: int) -> Call:
+    return with_packed_convolutions(view, example)
 
 
 def _compiled(view: View, example: Tensor, callers: int) -> Call:
@@ -226,7 +244,8 @@ def _packaged(view: View, example: Tensor, callers: int) -> Call:
 
 
 CALLS: dict[str, Callable[[View, Tensor, int], Call]] = {
-    "eager": _eager, "compile": _compiled, "regional": _regional, "aoti": _packaged}
+    "eager": _eager, "onednn": _packed, "compile": _compiled, "regional": _regional, "aoti": _packaged}
+"""What computes a batch, or a part of one, by backend: of a view, an example, and how many threads call it at once."""
 
 
 def _of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
