@@ -22,7 +22,7 @@ endif
 
 in_src = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} PYTHONPATH=$(CURDIR)/src $(PYTHON)
 
-.PHONY: help setup fix lint test family catalog parity parity-mindcv bench docs demo
+.PHONY: help setup fix lint test family catalog parity parity-mindcv certify bench docs demo
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -58,6 +58,10 @@ parity-mindcv: $(call ready,test) $(MINDSPORE_VENV)/.ready ## MindCV's outputs a
 	$(MINDSPORE_VENV)/bin/python tests/parity/make_mindcv.py
 	$(in_src) tests/parity/mindcv_names.py
 	$(in_src) tests/parity/mindcv.py
+
+certify: $(call ready,test) ## every class x view x format x fixed or free sizes, resumable (hours; SHARD=0/4), into docs/exports.md
+	$(in_src) tools/certify.py --shard $(SHARD) --resume certify-results/shard-$(subst /,-of-,$(SHARD)).jsonl
+	$(in_src) tools/certify.py --write certify-results/*.jsonl
 
 bench: $(call ready,test) ## each benchmark, with its ratio to a peer
 	@for file in benchmarks/*.py; do echo "== $$file"; PYTHONPATH=$(CURDIR)/src $(PYTHON) $$file || exit 1; done

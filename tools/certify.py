@@ -55,10 +55,11 @@ def representatives() -> dict[str, tuple[str, int]]:
 
 
 def jobs(classes: Iterable[str], formats: Iterable[str]) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
-    """Class, view, mode and the formats to write then: all quick ones of every class first."""
+    """Class, view, mode and the formats to write then: the quick formats of all classes first, and small networks first."""
     quick = tuple(format for format in formats if format not in SLOW)
     slow = tuple(format for format in formats if format in SLOW)
-    classes = list(classes)
+    costs = catalog()
+    classes = sorted(classes, key=lambda one: costs[representatives()[one][0]]["activations"])
     yield from ((one, view, mode, quick) for one in classes for mode in MODES for view in VIEWS if quick)
     yield from ((one, view, mode, slow) for mode in MODES for view in ("classify", "pyramid", "embed") for one in classes if slow)
 
@@ -68,18 +69,17 @@ def measure(architecture: str, side: int, view: str, mode: str, formats: Sequenc
     start = time.perf_counter()
     model = settled(lambda **kwargs: ziggurat.create_model(architecture, **kwargs))
     try:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes that cannot be free, which `fixed` says too
             prepared = prepare(model, mode == "dynamic", view=view, size=side)
     except ExportFailed as error:
         for format in formats:
             yield format, {"result": cause(error), "seconds": round(time.perf_counter() - start, 1)}
         return
-    fixed = next((str(warning.message) for warning in said if "stay" in str(warning.message)), "")
     for format in formats:
         result = written(prepared, format)
-        if fixed and mode == "dynamic":
-            result = f"{fixed}{'' if prepared.dynamic == () else ' (batch free: ' + shown(result) + ')'}"
+        if prepared.fixed:
+            result = prepared.fixed + (f"; with the batch alone free: {shown(result)}" if prepared.dynamic else "")
         yield format, {"result": result, "seconds": round(time.perf_counter() - start, 1)}
         start = time.perf_counter()
 
@@ -105,7 +105,7 @@ def cause(error: BaseException) -> str:
 
 def shown(result: float | str | None) -> str:
     """A result as the table shows it."""
-    return "not run" if result is None else result if isinstance(result, str) else f"{result:.0e}"
+    return "not run" if result is None else result if isinstance(result, str) else f"{result:.0e}" if result else "0"
 
 
 def versions() -> dict[str, str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -54,6 +55,11 @@ def described(info: ModelInfo) -> str:
         lines += ["", indented(table(["level", "stride", "channels", "module"], levels, left=0))]
         ways = ((asked, way["stride"], way["how"], f"{way['macs'] / 1e9:.2f}") for asked, way in (info.output_strides or {}).items())
         lines += ["", indented(table(["output_stride", "stride", "how", "GMACs"], ways, left=0))]
+    if info.exports is not None:
+        views = list(next(iter(info.exports.values())))
+        formats = ((format, *(exported(modes) for modes in row.values())) for format, row in info.exports.items())
+        lines += ["", f"  exports: largest error of a file of one size / of any size, measured on {info.exports_of}",
+                  indented(table(["format", *views], formats, left=len(views) + 1))]
     if info.pretrained:
         headings = ["weights", "image", "classes", "licence", "data", "from"]
         found = (
@@ -65,6 +71,14 @@ def described(info: ModelInfo) -> str:
     else:
         lines += ["", "  no published weights"]
     return "\n".join(lines)
+
+
+def exported(modes: Mapping[str, float | str | None]) -> str:
+    """The results of a view in a format, each in a word; the sentences are in the JSON."""
+    return " / ".join(
+        "not run" if result is None else f"{result:.0e}" if not isinstance(result, str)
+        else "written" if result.startswith("written") else "fails" for result in modes.values()
+    )
 
 
 def source(weights: WeightsInfo) -> str:

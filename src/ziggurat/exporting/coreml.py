@@ -1,0 +1,164 @@
+"""Core ML's packages (.mlpackage) of an ML program in fp32; they run on macOS only."""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import math
+import operator
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sympy
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils._sympy.value_ranges import ValueRanges
+
+from ..errors import BadArgument
+from ..view import View
+from .export import exported_program
+from .loaded import Loaded
+from .resampling import RULES
+
+__all__ = ["open", "write"]
+
+LARGEST = 2048  # images, or pixels: Core ML wants an upper bound of each free axis
+
+aten: Any = torch.ops.aten
+
+
+def write(view: View, example: Tensor, path: Path, dynamic: Sequence[str], metadata: dict[str, str]) -> None:
+    """Writes a package for iOS 17, macOS 14 and later; free axes end at `LARGEST`.
+
+    Raises `BadArgument` for a view that takes bytes, which Core ML has no tensors of.
+    """
+    if view.pixels:
+        raise BadArgument("pixels=True: Core ML takes no tensor of bytes; give pixels=False and normalise the images, by the "
+                          "mean and std of the file's metadata")
+    program = decomposed(exported_program(view, example, dynamic))
+    with quiet():
+        import coremltools
+
+        package = coremltools.convert(
+            program,
+            convert_to="mlprogram",
+            outputs=[coremltools.TensorType(name=name) for name in view.names],
+            compute_precision=coremltools.precision.FLOAT32,
+            minimum_deployment_target=coremltools.target.iOS17,
+            skip_model_load=True,
+        )
+        package.user_defined_metadata.update(metadata)
+        package.save(str(path))
+
+
+def open(path: Path) -> Loaded:
+    """The package at `path` in Core ML, on macOS; raises `BadArgument` elsewhere."""
+    if sys.platform != "darwin":
+        raise BadArgument(f"{path.name} is a package of Core ML, which runs on macOS only, and this is {sys.platform}")
+    with quiet():
+        import coremltools
+
+        package = coremltools.models.MLModel(str(path))
+    metadata = {key: value for key, value in package.user_defined_metadata.items() if not key.startswith("com.")}
+    names = [output.name for output in package.get_spec().description.output]
+
+    def run(images: Tensor) -> Sequence[Any]:
+        found = package.predict({"images": images.numpy()})
+        return [found[name] for name in names]
+
+    return Loaded("coreml", path, run, names, metadata)
+
+
+def decomposed(program: ExportedProgram) -> ExportedProgram:
+    """A copy of `program` without operators that coremltools or Core ML lack, its free axes no longer than `LARGEST`."""
+    table = torch.export.default_decompositions()
+    table.update(DECOMPOSED)
+    with torch.no_grad():
+        program = program.run_decompositions(table)
+    for symbol, allowed in program.range_constraints.items():
+        program.range_constraints[symbol] = allowed & ValueRanges(0, LARGEST)
+    return program
+
+
+def addcmul(x: Tensor, first: Tensor, second: Tensor, *, value: float = 1) -> Tensor:
+    return x + first * second * value
+
+
+def avg_pool2d(
+    x: Tensor, size: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,), ceil_mode: bool = False,
+    count_include_pad: bool = True, divisor_override: int | None = None,
+) -> Tensor:
+    if divisor_override is None:
+        return NotImplemented
+    if any(padding):
+        x = F.pad(x, [side for side in reversed(tuple(padding) * (2 // len(padding))) for _ in range(2)])
+    mean = F.avg_pool2d(x, size, stride or None, 0, ceil_mode)
+    return mean * (math.prod(size) ** (2 // len(size)) / divisor_override)
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def constant_pad_nd(x: Tensor, pad: Sequence[int | torch.SymInt], value: float = 0) -> Tensor:
+    """Padding that depends on the image's size, which Core ML lacks: by the most that it can be, cut to what it is."""
+    if not any(isinstance(amount, torch.SymInt) for amount in pad):
+        return NotImplemented
+    most = [amount if isinstance(amount, int) else largest(amount) for amount in pad]
+    if None in most:
+        return NotImplemented
+    sides = list(x.shape)
+    x = F.pad(x, most, value=value)
+    for i in range(len(pad) // 2):
+        axis, (before, after), start = x.ndim - 1 - i, pad[2 * i : 2 * i + 2], most[2 * i] - pad[2 * i]
+        if before is not most[2 * i] or after is not most[2 * i + 1]:
+            x = x.narrow(axis, start, sides[axis] + before + after)
+    return x
+
+
+def largest(amount: torch.SymInt) -> int | None:
+    """The largest value of a size that depends on a side of the images; None for one that depends on more than that."""
+    size = amount.node.expr
+    if len(size.free_symbols) != 1:
+        return None
+    (side,) = size.free_symbols
+    smallest = int(amount.node.shape_env.bound_sympy(side).lower)
+    return _largest(size, side, smallest)
+
+
+@functools.cache
+def _largest(size: Any, side: Any, smallest: int) -> int:
+    torch_has = {"FloorDiv": operator.floordiv, "Mod": operator.mod, "PythonMod": operator.mod}
+    return int(np.max(sympy.lambdify(side, size, [torch_has, "numpy"])(np.arange(smallest, LARGEST + 1))))
+
+
+DECOMPOSED: dict[Any, Callable[..., Any]] = {
+    **RULES,
+    aten.addcmul.default: addcmul,
+    aten.avg_pool2d.default: avg_pool2d,
+    aten.channel_shuffle.default: channel_shuffle,
+    aten.constant_pad_nd.default: constant_pad_nd,
+}
+"""Operators that coremltools cannot convert, by others."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps coremltools from reporting its progress, what it lacks off macOS, and that this torch is newer than it knows."""
+    logger = logging.getLogger("coremltools")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)  # what fails is raised as well
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # where its progress bars go
+            warnings.simplefilter("ignore")  # of what is deprecated in it
+            yield
+    finally:
+        logger.setLevel(before)
