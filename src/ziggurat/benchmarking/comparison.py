@@ -22,6 +22,7 @@ __all__ = ["Comparison", "Machine", "Result", "compare", "measured"]
 
 ROUND = 0.25  # seconds of calls of a contender in a round, at least
 MOST_CALLS = 50  # of a contender in a round
+DEVICES = ("cpu", "cuda")
 PAUSE = 0.05  # seconds between two contenders, in which threads that wait in a loop fall asleep
 
 Say = Callable[[str], None]
@@ -38,6 +39,11 @@ class Machine:
     versions: dict[str, str]
     bandwidth: float
     peaks: dict[str, float | None]
+
+    def join(self, again: Machine) -> None:
+        """Takes over what a further measurement found more of: other work can only have made it less."""
+        self.bandwidth = max(self.bandwidth, again.bandwidth)
+        self.peaks = {precision: max(peak, again.peaks[precision] or 0.0) if peak else peak for precision, peak in self.peaks.items()}
 
 
 @dataclass
@@ -144,7 +150,7 @@ def compare(
     cases: Iterable[Case], backends: Sequence[str], *, rounds: int = 7, threads: int | None = None, device: str = "cpu",
     baseline: str | None = None, say: Say = lambda sentence: None, on_case: Callable[[Machine, list[Result]], None] | None = None,
 ) -> Comparison:
-    """Each of `backends` timed on each of `cases`: first the machine itself, then case by case.
+    """Each of `backends` timed on each of `cases`: first the machine itself, and again before each network, then case by case.
 
     The contenders of a case are made one after the other, each in a process of its own; then they run in turn, one at a
     time, in another order each round, so that what else the machine does falls on all of them alike. A contender that
@@ -160,33 +166,51 @@ def compare(
         check_backend(backend)
     for case in cases:
         known(case)
-    if rounds < 1:
-        raise BadArgument(f"rounds={rounds}: give 1 or more")
-    say("the machine's peak")
-    machine = measured([split(backend)[1] or case.precision for case in cases for backend in backends], threads, device)
-    done = Comparison(machine, {"backends": backends, "rounds": rounds, "threads": threads, "device": device}, [])
+    if rounds < 1 or not cases or not backends:
+        raise BadArgument(f"{len(cases)} cases, {len(backends)} backends, rounds={rounds}: give 1 or more of each")
+    if device.partition(":")[0] not in DEVICES:
+        raise BadArgument(f"device={device!r}: what is timed runs on {' or '.join(DEVICES)}")
+    precisions = [split(backend)[1] or case.precision for case in cases for backend in backends]
+    machine: Machine | None = None
+    results: list[Result] = []
+    kits_of: dict[Case, Mapping[str, Any]] = {}
     for group in grouped(cases):
         with tempfile.TemporaryDirectory(prefix="ziggurat-bench-") as folder:
-            say(f"{group[0].network}: weights and references")
-            try:
-                with Worker(threads) as worker:
+            with Worker(threads) as worker:
+                say("the machine's peak")
+                again = peaks_by(worker, precisions, threads, device)
+                if machine is None:
+                    machine = again
+                machine.join(again)
+                say(f"{group[0].network}: weights and references")
+                try:
                     kits = worker.ask("prepare", cases=[asdict(case) for case in group], folder=folder)["kits"]
-            except ContenderFailed as failed:
-                done.results += [Result(case, backend, failure=str(failed)) for case in group for backend in backends]
-                continue
+                except ContenderFailed as failed:
+                    why, kits = f"no references: {failed}", [None] * len(group)
             for case, kit in zip(group, kits):
-                found = run_case(case, kit, backends, rounds, threads, device, folder, say)
-                rate(found, kit, machine, baseline)
-                done.results += found
+                if kit is None:
+                    found = [Result(case, backend, failure=why) for backend in backends]
+                else:
+                    kits_of[case] = kit
+                    found = run_case(case, kit, backends, rounds, threads, device, folder, say)
+                    rate(found, kit, machine, baseline)
+                results += found
                 if on_case is not None:
                     on_case(machine, found)
-    return done
+    assert machine is not None
+    for case, kit in kits_of.items():
+        rate([result for result in results if result.case == case], kit, machine, baseline)  # by the best peak seen
+    return Comparison(machine, {"backends": backends, "rounds": rounds, "threads": threads, "device": device}, results)
 
 
 def measured(precisions: Iterable[str], threads: int | None = None, device: str = "cpu") -> Machine:
     """The machine and its peaks in `precisions`, found in a process of its own."""
     with Worker(threads) as worker:
-        return Machine(**worker.ask("machine", precisions=list(dict.fromkeys(precisions)), threads=threads, device=device))
+        return peaks_by(worker, precisions, threads, device)
+
+
+def peaks_by(worker: Worker, precisions: Iterable[str], threads: int | None, device: str) -> Machine:
+    return Machine(**worker.ask("machine", precisions=list(dict.fromkeys(precisions)), threads=threads, device=device))
 
 
 def known(case: Case) -> None:

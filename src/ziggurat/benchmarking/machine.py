@@ -16,7 +16,7 @@ __all__ = ["copy_bandwidth", "describe", "machine_peak"]
 
 SIDES = (1024, 1536, 2048, 3072, 4096)  # of square matrices
 GPU_SIDES = (4096, 8192, 16384)
-ENOUGH = 2.5  # seconds for one precision
+ENOUGH = 2.0  # seconds for one precision
 COPIED = 256 * 2**20  # bytes of a copy, more than caches hold
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

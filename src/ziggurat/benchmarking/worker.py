@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import re
 import signal
@@ -133,8 +134,9 @@ class Bench:
         outputs = built.outputs()
         seconds = time.perf_counter() - start
         peak = peak_memory(device)
-        error = largest_error(outputs, [files[f"output_{i}"] for i in range(len(files))]) if len(files) == len(outputs) else None
-        del outputs, files
+        wanted = [files[f"output_{i}"] for i in range(len(files))]
+        error = finite(largest_error(outputs, wanted)) if len(wanted) == len(outputs) else None
+        del outputs, files, wanted
         self.call, self.device = built.call, device
         forget_peak(device)
         once = self.run(1, first=2 if device.startswith("cuda") else 0)["seconds"][0]  # CUDA graphs are captured meanwhile
@@ -161,6 +163,10 @@ def peak_memory(device: str) -> int | None:
     status = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s+(\d+)", status.read_text()) if status.exists() else None
     return int(found[1]) * 1024 if found else None
+
+
+def finite(error: float | None) -> float | None:
+    return error if error is not None and math.isfinite(error) else None
 
 
 def forget_peak(device: str) -> None:
