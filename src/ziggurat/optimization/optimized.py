@@ -14,6 +14,7 @@ from ..backbone import Backbone
 from ..errors import BadArgument
 from ..view import View, own_view
 from .choices import Trial
+from .fusing import fold_preprocessing
 from .program import Program, Recipe
 
 __all__ = ["Optimized", "Prepared", "as_batch", "canonical", "key_of"]
@@ -120,7 +121,7 @@ class Optimized:
             if ready is None:
                 name, strides, norm = asked
                 view = View(self.model, name, strides, norm=norm, pixels=images.dtype == torch.uint8).describe(images[:1])
-                ready = self._prepare(view, images, self.recipe)
+                ready = self._prepare(fold_preprocessing(view), images, self.recipe)
             self.keep(key, ready)
         return ready.view.pack(ready(images))
 

@@ -18,7 +18,7 @@ from ..errors import BadArgument, MissingExtra
 from ..view import View, evaluating, largest_error, own_view
 from . import choices
 from .choices import Trial
-from .fusing import fused
+from .fusing import fold_preprocessing, fused
 from .optimized import Optimized, Prepared, as_batch, canonical, key_of
 from .program import PRECISIONS, Program, Recipe, Unavailable
 from .report import as_table
@@ -34,7 +34,7 @@ TRIED = {"cpu": ("eager", "onnxruntime", "openvino", "compile"), "cuda": ("eager
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 2e-1}
 """The error allowed by default in each arithmetic, as a share of an output's largest value."""
 GIVEN = Recipe("eager", "fp32", layout="as given")
-FINALISTS = 3
+FINALISTS = 4
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,9 @@ def optimize(
       fastest), 'compile' (torch.compile; on a CPU with weights frozen, on a GPU as a CUDA graph), 'regional' (torch.compile
       of each of the network's units, which takes a fraction of the time to compile), 'aoti' (an AOTInductor package),
       'openvino', 'onnxruntime'; or several of them, to try these.
-    - `precision`: 'fp32', 'bf16', 'fp16' or 'int8'. It is the coarsest arithmetic allowed: 'auto' tries fp32 as well and
-      takes it where the machine lacks the instructions to be faster with less. A backend that is named is held to it.
+    - `precision`: 'fp32', 'bf16', 'fp16' or 'int8'. It is the coarsest arithmetic allowed: where there is a choice, fp32 is
+      tried as well and taken where the machine lacks the instructions to be faster with less. One backend that is named is
+      held to it.
     - `tolerance`: the largest difference of an output allowed, as a share of its largest value (`TOLERANCES`: 0.001 in
       fp32, 0.02 in fp16, 0.05 in bf16, 0.2 in int8). What is beyond it is dropped and stays in the table with its figure.
     - `view`: what is timed: 'classify', 'embed', 'pyramid' (of `strides`, `norm`) or 'tokens'; default: what the model
@@ -114,12 +115,13 @@ def optimize(
         calibration = _calibration(model, images, calibration)
     elif calibration is not None:
         raise BadArgument(f"calibration: these images are for precision='int8', and precision={precision!r} was asked for")
-    asked = _Asked(backends, (precision, "fp32") if is_auto and precision != "fp32" else (precision,), tolerance,
+    asked = _Asked(backends, (precision, "fp32") if len(backends) > 1 and precision != "fp32" else (precision,), tolerance,
                    threads or torch.get_num_threads(), calibration, insists=len(backends) == 1)
 
     with evaluating(model), torch.no_grad():
         given = View(model, *canonical(model, asked_view)[:2], norm=norm, pixels=images.dtype == torch.uint8).describe(images)
-        light = View(fused(model), given.view, given.strides, norm=norm, pixels=given.pixels).describe(images)
+        less = fused(model)
+        light = fold_preprocessing(View(less, given.view, given.strides, norm=norm, pixels=given.pixels).describe(images))
         batch = len(images)
 
         def prepare(view: View, some: Tensor, recipe: Recipe) -> Prepared:
@@ -133,7 +135,7 @@ def optimize(
             if cache:
                 choices.write(question, *found[1:])
     program, chosen, trials = found
-    fast = Optimized(light.model, given.view, trials[chosen].recipe, trials, prepare)
+    fast = Optimized(less, given.view, trials[chosen].recipe, trials, prepare)
     fast.keep(key_of((given.view, given.strides, norm), images), Prepared(light, program, batch))
     if verbose:
         from rich.console import Console
@@ -283,7 +285,7 @@ def _tuned(given: View, light: View, images: Tensor, asked: _Asked) -> tuple[Pro
         seconds = time.perf_counter() - start
         if not error <= asked.tolerance:
             trials.append(Trial(recipe, error=error, seconds=seconds,
-                                dropped=f"dropped: its largest error is {error:.2g}, and {asked.tolerance:g} is allowed"))
+                                dropped=f"its largest error is {error:.2g}, and {asked.tolerance:g} is allowed"))
             failed.add(arithmetic)
             program.close()
             continue

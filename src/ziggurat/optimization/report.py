@@ -6,7 +6,9 @@ import io
 import shutil
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .choices import Trial
@@ -15,18 +17,29 @@ from .program import Recipe
 __all__ = ["as_table", "as_text"]
 
 
+LAYOUTS = {"channels_last": "NHWC", "contiguous": "NCHW", "as given": ""}
+
+
 def as_table(trials: Sequence[Trial], chosen: Recipe, title: str = "") -> Table:
-    """A row a trial: how, images/s, ratio to eager, largest error, seconds to build, and what became of it."""
-    table = Table(title=title or None, title_justify="left")
-    table.add_column("tried", overflow="fold")
-    for name in ("images/s", "ratio", "largest error", "built in"):
+    """A row a trial: how, images/s (img/s), ratio to eager, largest error, seconds to build; below it, why some are not used."""
+    table = Table(title=title or None, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    for name in ("backend", "type", "layout", "images"):
+        table.add_column(name, no_wrap=True)
+    for name in ("img/s", "ratio", "error", "built"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
+    table.add_column("", no_wrap=True)
+    notes = []
     for trial in trials:
-        is_chosen = trial.recipe == chosen and not trial.dropped
-        table.add_row(str(trial.recipe), _figure(trial.images_per_second, "{:.1f}"), _figure(trial.ratio, "{:.2f}x"),
+        recipe, is_chosen = trial.recipe, trial.recipe == chosen and not trial.dropped
+        if trial.dropped:
+            notes.append(f"{recipe}: {trial.dropped}")
+        table.add_row(recipe.backend, recipe.precision, LAYOUTS.get(recipe.layout, recipe.layout),
+                      "as given" if recipe.layout == "as given" else f"{recipe.part} a thread" if recipe.part else "at once",
+                      _figure(trial.images_per_second, "{:.1f}"), _figure(trial.ratio, "{:.2f}x"),
                       _figure(trial.error, "{:.1e}"), _figure(trial.seconds, "{:.1f} s"),
-                      "chosen" if is_chosen else trial.dropped, style="bold" if is_chosen else "dim" if trial.dropped else "")
+                      "chosen" if is_chosen else "dropped" if trial.dropped else "",
+                      style="bold" if is_chosen else "dim" if trial.dropped else "")
+    table.caption = escape("\n".join(notes)) or None
     return table
 
 
