@@ -223,11 +223,14 @@ def _prepared(
     whole = View(model, own_view(model) if view is None else view, strides, pixels=pixels)
     example = _random_images((batch, channels, height, width), pixels)
     whole.describe(example)
+    class_names = meta.names_of_classes(whole, class_names)  # what is wrong with them is told before the work
+    outputs = _given(whole, example)
     part = _folded(whole, example).describe(example)
     free, reason = _capturable(part, example, free)
     fixed = f"height and width stay {height} x {width}" if free else f"the shape stays {tuple(example.shape)}"
     metadata = meta.of(whole, example.shape, free, class_names)
-    checks = [(images, _given(whole, images)) for images in _tried(example, free, pixels)]
+    others = [_another(example, free, pixels)] if free else []
+    checks = [(example, outputs), *((images, _given(whole, images)) for images in others)]
     return Prepared(part, example, free, metadata, checks, f"{fixed}: {reason}" if reason else "")
 
 
@@ -330,14 +333,14 @@ def _brief(error: Exception) -> str:
     return in_brief(error).partition("! For more information")[0]
 
 
-def _tried(example: Tensor, free: Sequence[str], pixels: bool) -> list[Tensor]:
-    """Images to compare: the example, and where axes are free others."""
+def _another(example: Tensor, free: Sequence[str], pixels: bool) -> Tensor:
+    """Images of another shape than the example, on the free axes."""
     batch, channels, height, width = example.shape
     if "batch" in free:
         batch += 2
     if set(free) & set(SIDES):
         height, width = (height + 41, width + 23) if SIDE_STEP == 1 else (height + 64, width + SIDE_STEP)
-    return [example] if not free else [example, _random_images((batch, channels, height, width), pixels, seed=1)]
+    return _random_images((batch, channels, height, width), pixels, seed=1)
 
 
 def _random_images(shape: Sequence[int], pixels: bool, seed: int = 0) -> Tensor:

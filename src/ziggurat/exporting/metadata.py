@@ -11,7 +11,7 @@ from ..data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_confi
 from ..errors import BadArgument
 from ..view import View, own_view
 
-__all__ = ["of", "parsed"]
+__all__ = ["names_of_classes", "of", "parsed"]
 
 PREPARATION = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
@@ -48,7 +48,7 @@ def of(
         "outputs": view.names,
         "view": view.view,
         "strides": [int(name.removeprefix("stride_")) for name in view.names] if view.view == "pyramid" else None,
-        "class_names": _class_names(view, class_names),
+        "class_names": names_of_classes(view, class_names),
         "architecture": getattr(model, "architecture", None) or cfg.get("architecture") or type(model).__name__,
         "tag": cfg.get("tag"),
         "license": cfg.get("license"),
@@ -62,8 +62,11 @@ def parsed(metadata: Mapping[str, str]) -> dict[str, Any]:
     return {key: json.loads(value) for key, value in metadata.items()}
 
 
-def _class_names(view: View, given: Sequence[str] | None) -> list[str] | None:
-    """The name of each score: those given, else those that the weights state, else ImageNet's where the number fits."""
+def names_of_classes(view: View, given: Sequence[str] | None) -> list[str] | None:
+    """The name of each score: those given, else those that the weights state, else ImageNet's where the number fits.
+
+    Raises `BadArgument` for names that are not one for each class.
+    """
     model: Any = view.model
     scores = view.view == "classify" or (view.view == "forward" and own_view(model) == "classify")
     count = view.shapes[0][-1] if scores or (view.view == "forward" and len(view.shapes) == 1) else 0
