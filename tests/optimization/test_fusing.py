@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
 import ziggurat
@@ -77,9 +78,9 @@ def images_of(model: Backbone) -> Tensor:
 def assert_same(model: nn.Module, other: nn.Module, images: Tensor, tolerance: float = 1e-5) -> None:
     def outputs(net: nn.Module) -> list[Tensor]:
         if not isinstance(net, Backbone) or net.out_indices is not None:
-            return torch.utils._pytree.tree_leaves(net(images))
-        tokens = net.tokens(images).values() if net.layout == "NLC" else []
-        return [net(images), *net.extract(images, ("embedding",)).values(), *net.pyramid(images).values(), *tokens]
+            return tree_leaves(net(images))
+        views = ("scores", "embedding", "pyramid", *(("tokens",) if net.layout == "NLC" else ()))
+        return tree_leaves(net.extract(images, views))
 
     expected, found = outputs(model), outputs(other)
     assert len(expected) == len(found)
@@ -343,7 +344,6 @@ def test_pruned_frozen_and_checkpointed_networks_fold() -> None:
     assert norms(result) == 0 and torch.allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore")  # of the compiler's own making
 def test_the_copy_is_copied_exported_and_compiled_whole() -> None:
     model, images = created("test_efficientnet"), torch.randn(2, 3, 64, 64)
     result = fused(model, images)
