@@ -24,6 +24,7 @@ from .. import registry
 from ..errors import BadArgument, MissingExtra
 from ..factory import create_model
 from ..optimization.openvino_conversion import import_openvino, unreported
+from ..optimization.optimizing import BACKENDS
 from ..optimization.program import PRECISIONS, Unavailable
 from ..optimization.timing import interleaved
 from ..weights.adapting import without_joints, without_prefix
@@ -310,11 +311,7 @@ OURS: dict[str, Make] = {
     "eager": eager,
     "optimize": optimized,
     "optimize-eager": partial(optimized, backend="eager"),
-    "compile": partial(optimized, backend="compile"),
-    "regional": partial(optimized, backend="regional"),
-    "aoti": partial(optimized, backend="aoti"),
-    "openvino": partial(optimized, backend="openvino"),
-    "onnxruntime": partial(optimized, backend="onnxruntime"),
+    **{name: partial(optimized, backend=name) for name in BACKENDS if name != "eager"},
 }
 PEERS: dict[str, Make] = {
     "timm-eager": timm_eager,

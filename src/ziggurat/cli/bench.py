@@ -30,8 +30,8 @@ def run(
                                  "or some of them: timm-eager, timm-channels_last, timm-compile, timm-onnxruntime, timm-openvino.")] = None,
     views: Annotated[str, typer.Option(metavar="VIEW,...", help="classify, embed, pyramid (all levels).")] = "classify",
     backends: Annotated[str, typer.Option(
-        metavar="NAME,...", help="eager (the model as it is), optimize (ziggurat.optimize, which chooses), or one way of it: "
-                                 "optimize-eager, compile, regional, aoti, openvino, onnxruntime.")] = "eager,optimize",
+        metavar="NAME,...", help="eager (the model as it is), optimize (ziggurat.optimize, which chooses), optimize-eager "
+                                 "(without a compiler), or another backend of it by its name: openvino, onnxruntime, compile, ...")] = "eager,optimize",
     batch: Annotated[str, typer.Option(metavar="N,...", help="Images computed at once.")] = "8",
     precision: Annotated[str, typer.Option(metavar="NAME,...", help="fp32, bf16, fp16, int8.")] = "fp32",
     size: Annotated[int | None, typer.Option(min=1, metavar="PX", help="Side of the images. The network's own if not given.")] = None,
