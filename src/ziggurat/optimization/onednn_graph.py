@@ -23,10 +23,10 @@ Fused = tuple[str, Sequence[Any], str]
 FOLLOWERS: dict[Any, Callable[..., Fused]] = {
     aten.relu.default: lambda: ("relu", [], ""),
     aten.relu6.default: lambda: ("hardtanh", [0.0, 6.0], ""),
-    aten.hardtanh.default: lambda least=-1.0, most=1.0: ("hardtanh", [least, most], ""),
-    aten.clamp.default: lambda least=None, most=None: ("hardtanh", [float("-inf") if least is None else least,
-                                                                    float("inf") if most is None else most], ""),
-    aten.leaky_relu.default: lambda slope=0.01: ("leaky_relu", [slope], ""),
+    aten.hardtanh.default: lambda min_val=-1.0, max_val=1.0: ("hardtanh", [min_val, max_val], ""),
+    aten.clamp.default: lambda min=None, max=None: (
+        "hardtanh", [float("-inf") if min is None else min, float("inf") if max is None else max], ""),
+    aten.leaky_relu.default: lambda negative_slope=0.01: ("leaky_relu", [negative_slope], ""),
     aten.silu.default: lambda: ("swish", [], ""),
     aten.hardswish.default: lambda: ("hardswish", [], ""),
     aten.hardsigmoid.default: lambda: ("hardsigmoid", [], ""),
@@ -67,9 +67,9 @@ def _pack(module: Any, node: Any, name: str) -> None:
     last = node if other is None else next(iter(node.users))
     fused: Fused = ("none", [], "")
     follower = next(iter(last.users)) if len(last.users) == 1 else None
-    if follower is not None and not follower.kwargs and follower.target in FOLLOWERS and (
+    if follower is not None and follower.target in FOLLOWERS and (
             other is None or follower.target is aten.relu.default):
-        last, fused = follower, FOLLOWERS[follower.target](*follower.args[1:])
+        last, fused = follower, FOLLOWERS[follower.target](*follower.args[1:], **follower.kwargs)
     with module.graph.inserting_before(last):
         where = (module.graph.get_attr(name), bias, padding, stride, dilation, groups)
         if other is None:
