@@ -61,8 +61,9 @@ def write(view: View, example: Tensor, path: Path, dynamic: Sequence[str], metad
 
 def open(path: Path) -> Loaded:
     """The package at `path` in Core ML, on macOS; raises `BadArgument` elsewhere."""
-    if sys.platform != "darwin":
-        raise BadArgument(f"{path.name} is a package of Core ML, which runs on macOS only, and this is {sys.platform}")
+    here: str = sys.platform
+    if here != "darwin":
+        raise BadArgument(f"{path.name} is a package of Core ML, which runs on macOS only, and this is {here}")
     with quiet():
         import coremltools
 
@@ -93,14 +94,14 @@ def addcmul(x: Tensor, first: Tensor, second: Tensor, *, value: float = 1) -> Te
 
 
 def avg_pool2d(
-    x: Tensor, size: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,), ceil_mode: bool = False,
+    x: Tensor, size: list[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,), ceil_mode: bool = False,
     count_include_pad: bool = True, divisor_override: int | None = None,
 ) -> Tensor:
     if divisor_override is None:
         return NotImplemented
     if any(padding):
         x = F.pad(x, [side for side in reversed(tuple(padding) * (2 // len(padding))) for _ in range(2)])
-    mean = F.avg_pool2d(x, size, stride or None, 0, ceil_mode)
+    mean = F.avg_pool2d(x, size, list(stride) or None, 0, ceil_mode)
     return mean * (math.prod(size) ** (2 // len(size)) / divisor_override)
 
 
@@ -108,11 +109,11 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
-def constant_pad_nd(x: Tensor, pad: Sequence[int | torch.SymInt], value: float = 0) -> Tensor:
+def constant_pad_nd(x: Tensor, pad: Sequence[Any], value: float = 0) -> Tensor:
     """Padding that depends on the image's size, which Core ML lacks: by the most that it can be, cut to what it is."""
     if not any(isinstance(amount, torch.SymInt) for amount in pad):
         return NotImplemented
-    most = [amount if isinstance(amount, int) else largest(amount) for amount in pad]
+    most: list[Any] = [amount if isinstance(amount, int) else largest(amount) for amount in pad]
     if None in most:
         return NotImplemented
     sides = list(x.shape)
@@ -124,7 +125,7 @@ def constant_pad_nd(x: Tensor, pad: Sequence[int | torch.SymInt], value: float =
     return x
 
 
-def largest(amount: torch.SymInt) -> int | None:
+def largest(amount: Any) -> int | None:
     """The largest value of a size that depends on a side of the images; None for one that depends on more than that."""
     size = amount.node.expr
     if len(size.free_symbols) != 1:
