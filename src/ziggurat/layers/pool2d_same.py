@@ -80,8 +80,8 @@ class AvgPool2dWithin(AvgPool2dSame):
     def forward(self, x: Tensor) -> Tensor:
         kernel, step = to_2tuple(self.kernel_size), to_2tuple(self.stride)
         inside = torch.ones_like(x[:1, :1])
-        sums, counts = (F.avg_pool2d(pad_same(t, kernel, step), kernel, step, divisor_override=1) for t in (x, inside))
-        return sums / counts
+        means, shares = (F.avg_pool2d(pad_same(t, kernel, step), kernel, step) for t in (x, inside))
+        return means / shares
 
 
 class MaxPool2dSame(nn.MaxPool2d):
