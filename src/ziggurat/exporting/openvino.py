@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import BadArgument, ExportFailed
+from ..optimization.onnx_conversion import quiet
 from ..optimization.openvino_conversion import import_openvino, root_logger_muted
 from ..view import View
 from .export import exported_program
@@ -28,7 +29,7 @@ def write(view: View, example: Tensor, path: Path, dynamic: Sequence[str], metad
 
     program = interpolation_as_products(exported_program(view, example, dynamic))
     frontend = FrontEndManager().load_by_framework("pytorch")
-    with root_logger_muted():
+    with quiet(), root_logger_muted():  # torch 2.11 warns of how it is used there
         decoder = TorchFXPythonDecoder.from_exported_program(program)  # held: the frontend does not
         try:
             model = frontend.convert(frontend.load(decoder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def write(view: View, example: Tensor, path: Path, dynamic: Sequence[str], metad
 def open(path: Path) -> Loaded:
     """The program at `path`, run by torch without gradients."""
     extra = {METADATA: ""}
-    module = torch.export.load(path, extra_files=extra).module()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.11, of the weights that it reads
+        module = torch.export.load(path, extra_files=extra).module()
     metadata = json.loads(extra[METADATA])
 
     @torch.no_grad()
