@@ -88,3 +88,16 @@ def test_arguments_for_mindcvs_users():
             assert set().union(*(rows[i][1] for i in found)) == set(cfg.trained_with or ()), name
             used.update(found)
     assert used == set(range(len(rows)))
+
+
+SPEED = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+
+
+def test_programs_about_speed(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.setenv("ZIGGURAT_CACHE", str(tmp_path / "cache"))
+    for program in re.findall(r"```python\n(.*?)```", SPEED, re.S):
+        exec(compile(program, "docs/speed.md", "exec"), {"__name__": "docs"})
+        printed = capsys.readouterr().out.strip().splitlines()
+        assert printed == [line.removeprefix("# ") for line in program.splitlines() if line.startswith("# ")]

@@ -26,10 +26,10 @@ from .timing import interleaved
 
 __all__ = ["BACKENDS", "TOLERANCES", "optimize"]
 
-BACKENDS = {"eager": "torch_programs", "compile": "torch_programs", "regional": "torch_programs", "aoti": "torch_programs",
+BACKENDS = {"eager": "torch_programs", "onednn": "torch_programs", "compile": "torch_programs", "regional": "torch_programs", "aoti": "torch_programs",
             "openvino": "openvino_program", "onnxruntime": "onnxruntime_program"}
 """Backends and the module that has each."""
-TRIED = {"cpu": ("eager", "onnxruntime", "openvino", "compile"), "cuda": ("eager", "compile")}
+TRIED = {"cpu": ("eager", "onednn", "onnxruntime", "openvino", "compile"), "cuda": ("eager", "compile")}
 """What 'auto' tries, by device. 'regional' and 'aoti' run the code of 'compile': they are for their compile time, or a file."""
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 2e-1}
 """The error allowed by default in each arithmetic, as a share of an output's largest value."""
@@ -76,7 +76,7 @@ def optimize(
       B H W C), which are then normalised within the program; or the shape (B, C, H, W) of random ones. B is the
       batch that is timed; the object takes any number of images.
     - `backend`: 'auto'; 'eager' (torch without a compiler, in the memory layout and number of threads an image that are
-      fastest), 'compile' (torch.compile; on a CPU with weights frozen, on a GPU as a CUDA graph), 'regional' (torch.compile
+      fastest), 'onednn' (the same with weights packed and activations computed with the convolution), 'compile' (torch.compile; on a CPU with weights frozen, on a GPU as a CUDA graph), 'regional' (torch.compile
       of each of the network's units, which takes a fraction of the time to compile), 'aoti' (an AOTInductor package),
       'openvino', 'onnxruntime'; or several of them, to try these.
     - `precision`: 'fp32', 'bf16', 'fp16' or 'int8'. It is the coarsest arithmetic allowed: where there is a choice, fp32 is
@@ -188,6 +188,12 @@ def _calibration(model: nn.Module, example: Tensor, given: Tensor | Sequence[Any
     return images
 
 
+def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Images of another size, of the same type."""
+    resized = nn.functional.interpolate(images.float(), tuple(size), mode="bilinear", antialias=True, align_corners=False)
+    return resized.round().clamp(0, 255).to(images.dtype) if images.dtype == torch.uint8 else resized.to(images.dtype)
+
+
 def _question(model: nn.Module, view: View, images: Tensor, asked: _Asked, precision: str) -> dict[str, Any]:
     """What a choice depends on: the key of the cache."""
     return {"format": 1, "model": choices.structure(model), "view": [view.view, view.strides, view.norm],
@@ -217,9 +223,10 @@ def _prepared(view: View, images: Tensor, recipe: Recipe, batch: int, asked: _As
     images = torch.cat([images] * -(-batch // len(images)))[:batch].contiguous()
     with torch.inference_mode():
         reference = view(images)
-    refitted = replace(asked, calibration=images) if recipe.precision == "int8" else asked
+    if asked.calibration is not None and asked.calibration.shape[1:] != images.shape[1:]:
+        asked = replace(asked, calibration=_resized(asked.calibration, images.shape[2:]))
     try:
-        ready = Prepared(view, _build(view, images, recipe, refitted), batch)
+        ready = Prepared(view, _build(view, images, recipe, asked), batch)
         error = largest_error(ready(images), reference)
         if error <= asked.tolerance:
             return ready
