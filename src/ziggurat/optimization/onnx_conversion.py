@@ -22,6 +22,8 @@ __all__ = ["BATCH", "INPUT", "import_onnxruntime", "onnx_of", "quiet"]
 
 INPUT = "images"
 BATCH = "batch"  # what the free dimension is called
+ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+WITH_ATTENTION = 23  # the first version of ONNX's operators with one for it
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -61,8 +63,10 @@ def onnx_of(view: View, images: Tensor) -> Any:
 
 def _exported(view: View, images: Tensor, free: Any) -> Any:
     with torch.no_grad():
-        return torch.onnx.export(view, (images,), dynamo=True, dynamic_shapes=free, input_names=[INPUT],
-                                 output_names=list(view.names), verbose=False)
+        program = torch.export.export(view, (images,), dynamic_shapes=free, strict=False)
+        attends = any(node.target is ATTENTION for node in program.graph.nodes)
+        return torch.onnx.export(program, dynamo=True, dynamic_shapes=free and {INPUT: {0: BATCH}}, input_names=[INPUT],
+                                 output_names=list(view.names), opset_version=WITH_ATTENTION if attends else None, verbose=False)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..view import View
 from .onnx_conversion import BATCH, INPUT, import_onnxruntime, onnx_of
+from .onnx_rewriting import rewrite
 from .openvino_program import parts
 from .program import PartsProgram, Program, Recipe, Unavailable, in_brief, is_of_memory
 from .quantizing import quantize_onnx
@@ -86,7 +87,8 @@ def _removed(folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-GRAPHS: WeakKeyDictionary[View, dict[int, Graph]] = WeakKeyDictionary()  # by the batch, which is 0 where it is free
+GRAPHS: WeakKeyDictionary[View, dict[tuple[int, bool], Graph]] = WeakKeyDictionary()
+"""By the batch, which is 0 where it is free, and by whether it is rewritten."""
 
 
 def recipes(view: View, images: Tensor, precision: str, threads: int, device: torch.device | str = "cpu") -> list[Recipe]:
@@ -113,7 +115,7 @@ def build(view: View, images: Tensor, recipe: Recipe, threads: int, calibration:
     Runtime does not take it, and `BadArgument` for int8 without calibration.
     """
     example = images[: recipe.part or len(images)]
-    graph = _graph(view, example)
+    graph = _graph(view, example, rewritten=recipe.precision == "fp32" and not images.is_cuda)
     if recipe.precision == "int8":
         quantized = Graph(graph.free_batch)
         quantize_onnx(graph.path, quantized.path, view, example, calibration)
@@ -143,12 +145,15 @@ def _session(graph: Graph, device: torch.device, batch: int, threads: int) -> Se
                           "take another backend") from error
 
 
-def _graph(view: View, part: Tensor) -> Graph:
-    """The view as a file for batches like `part`, made once for all of them where it can be."""
+def _graph(view: View, part: Tensor, rewritten: bool) -> Graph:
+    """The view as a file for batches like `part`, made once for all of them where it can be; `rewritten` for floats on a CPU."""
     made = GRAPHS.setdefault(view, {})
-    if 0 not in made and len(part) not in made:
+    free, fixed = (0, rewritten), (len(part), rewritten)
+    if free not in made and fixed not in made:
         program = onnx_of(view, part)
+        if rewritten:
+            rewrite(program.model)
         graph = Graph(free_batch=not isinstance(program.model.graph.inputs[0].shape[0], int))
         program.save(graph.path, external_data=True)
-        made[0 if graph.free_batch else len(part)] = graph
-    return made.get(0) or made[len(part)]
+        made[free if graph.free_batch else fixed] = graph
+    return made.get(free) or made[fixed]
