@@ -45,7 +45,7 @@ def test_parts_and_whole_batches_from_one_file_that_goes_away(images):
     view = made(Gated(), images)
     with torch.no_grad():
         expected = view(images)
-    recipes = onnxruntime_program.recipes(view, images, "fp32", 2)
+    recipes = onnxruntime_program.recipes("onnxruntime", view, images, "fp32", 2)
     assert [recipe.part for recipe in recipes] == [1, 2, 0]
     paths = set()
     for recipe in recipes:
@@ -99,9 +99,9 @@ def test_what_cannot_be_is_said(images, monkeypatch):
         onnxruntime_program.build(made(Branching(), images), images, Recipe("onnxruntime"), 2)
     view = made(nn.Conv2d(3, 4, 1), images)
     with pytest.raises(Unavailable, match="no bf16 on cpu"):
-        onnxruntime_program.recipes(view, images, "bf16", 2)
-    with pytest.raises(Unavailable, match="does not run on xpu"):
-        onnxruntime_program.recipes(view, images, "fp32", 2, "xpu")
+        onnxruntime_program.recipes("onnxruntime", view, images, "bf16", 2)
+    with pytest.raises(Unavailable, match="does not run on meta"):
+        onnxruntime_program.recipes("onnxruntime", view, images.to("meta"), "fp32", 2)
     monkeypatch.setattr(onnx_conversion, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'ziggurat\[onnx\]'"):
-        onnxruntime_program.recipes(view, images, "fp32", 2)
+        onnxruntime_program.recipes("onnxruntime", view, images, "fp32", 2)

@@ -31,7 +31,7 @@ def test_parts_and_whole_batches(images):
     view = made(images)
     with torch.no_grad():
         expected = view(images)
-    recipes = openvino_program.recipes(view, images, "fp32", 2)
+    recipes = openvino_program.recipes("openvino", view, images, "fp32", 2)
     assert [recipe.part for recipe in recipes] == [1, 2, 0]
     for recipe in recipes:
         program = openvino_program.build(view, images, recipe, 2)
@@ -68,11 +68,11 @@ def test_what_cannot_be_is_said(images, monkeypatch):
     with pytest.raises(Unavailable, match="OpenVINO cannot take this network"):
         openvino_program.build(broken, images, Recipe("openvino"), 2)
     with pytest.raises(Unavailable, match="runs on the CPU"):
-        openvino_program.recipes(broken, images, "fp32", 2, "cuda")
+        openvino_program.recipes("openvino", broken, images.to("meta"), "fp32", 2)
     core = openvino_conversion.import_openvino().Core()
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(Unavailable, match="no bf16 on this CPU"):
-            openvino_program.recipes(broken, images, "bf16", 2)
+            openvino_program.recipes("openvino", broken, images, "bf16", 2)
     monkeypatch.setattr(openvino_conversion, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'ziggurat\[openvino\]'"):
-        openvino_program.recipes(broken, images, "fp32", 2)
+        openvino_program.recipes("openvino", broken, images, "fp32", 2)

@@ -82,7 +82,8 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
     """A copy of `program` without operators that coremltools or Core ML lack, its free axes no longer than `LARGEST`."""
     table = torch.export.default_decompositions()
     table.update(DECOMPOSED)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch 2.11, at itself
         program = program.run_decompositions(table)
     for symbol, allowed in program.range_constraints.items():
         program.range_constraints[symbol] = allowed & ValueRanges(0, LARGEST)

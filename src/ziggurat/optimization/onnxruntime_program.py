@@ -91,14 +91,14 @@ GRAPHS: WeakKeyDictionary[View, dict[tuple[int, bool], Graph]] = WeakKeyDictiona
 """By the batch, which is 0 where it is free, and by whether it is rewritten."""
 
 
-def recipes(view: View, images: Tensor, precision: str, threads: int, device: torch.device | str = "cpu") -> list[Recipe]:
+def recipes(backend: str, view: View, images: Tensor, precision: str, threads: int) -> list[Recipe]:
     """What is worth trying for `images`, the best guess first.
 
     Raises `MissingExtra` where ONNX Runtime or what the export needs is not installed, and `Unavailable` where it cannot
-    compute in `precision`, or on `device`.
+    compute in `precision`, or where the images are.
     """
     onnxruntime = import_onnxruntime()
-    kind = torch.device(device).type
+    kind = images.device.type
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(kind)
     if provider not in onnxruntime.get_available_providers():
         raise Unavailable(f"backend='onnxruntime' as installed does not run on {kind}: for a GPU of NVIDIA's install "

@@ -71,14 +71,14 @@ def _ended(request: Any) -> RuntimeError | None:
     return None
 
 
-def recipes(view: View, images: Tensor, precision: str, threads: int, device: torch.device | str = "cpu") -> list[Recipe]:
+def recipes(backend: str, view: View, images: Tensor, precision: str, threads: int) -> list[Recipe]:
     """What is worth trying for `images`, the best guess first.
 
     Raises `MissingExtra` where OpenVINO is not installed, and `Unavailable` where it cannot compute in `precision` here.
     """
     openvino = import_openvino()
-    if torch.device(device).type != "cpu":
-        raise Unavailable(f"backend='openvino' runs on the CPU and the network is on {device}; move it to the CPU, "
+    if images.device.type != "cpu":
+        raise Unavailable(f"backend='openvino' runs on the CPU and the network is on {images.device}; move it to the CPU, "
                           "or take backend='compile'")
     if precision == "int8":
         require_nncf()

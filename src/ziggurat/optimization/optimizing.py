@@ -31,7 +31,7 @@ BACKENDS = {"eager": "torch_programs", "onednn": "torch_programs", "compile": "t
 """Backends and the module that has each."""
 TRIED = {"cpu": ("eager", "onednn", "onnxruntime", "openvino", "compile"), "cuda": ("eager", "compile")}
 """What 'auto' tries, by device. 'regional' and 'aoti' run the code of 'compile': they are for their compile time, or a file."""
-TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 2e-1}
+TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 4e-1}
 """The error allowed by default in each arithmetic, as a share of an output's largest value."""
 GIVEN = Recipe("eager", "fp32", layout="as given")
 FINALISTS = 4
@@ -83,7 +83,7 @@ def optimize(
       tried as well and taken where the machine lacks the instructions to be faster with less. One backend that is named is
       held to it.
     - `tolerance`: the largest difference of an output allowed, as a share of its largest value (`TOLERANCES`: 0.001 in
-      fp32, 0.02 in fp16, 0.05 in bf16, 0.2 in int8). What is beyond it is dropped and stays in the table with its figure.
+      fp32, 0.02 in fp16, 0.05 in bf16, 0.4 in int8). What is beyond it is dropped and stays in the table with its figure.
     - `view`: what is timed: 'classify', 'embed', 'pyramid' (of `strides`, `norm`) or 'tokens'; default: what the model
       gives when it is called. Other views are built in the same way when they are first asked for.
     - `calibration`: for int8, the images that the quantiser finds ranges on, some hundreds of the kind that will come: a
@@ -213,8 +213,7 @@ def _build(view: View, images: Tensor, recipe: Recipe, asked: _Asked) -> Program
 
 def _recipes(backend: str, view: View, images: Tensor, precision: str, threads: int) -> list[Recipe]:
     module = importlib.import_module(f"{__package__}.{BACKENDS[backend]}")
-    which = (backend,) if BACKENDS[backend] == "torch_programs" else ()
-    recipes: list[Recipe] = module.recipes(*which, view, images, precision, threads)
+    recipes: list[Recipe] = module.recipes(backend, view, images, precision, threads)
     return recipes
 
 

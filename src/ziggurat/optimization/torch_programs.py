@@ -111,9 +111,9 @@ def recipes(backend: str, view: View, images: Tensor, precision: str, threads: i
         _units(view.model)
     layouts = ["channels_last", "contiguous"] if _is_convolutional(view.model) else ["contiguous"]
     parts = _parts(len(images), threads) if on_cpu else []
-    if backend != "eager":  # which lay maps out as they like, and take long to build
+    if backend != "eager":  # which lay maps out as they like; a compiler takes long
         found = [(part, layouts[0]) for part in (parts or [0])]
-        return [Recipe(backend, precision, *one) for one in (found if backend in ("onednn", "compile") else found[:1])]
+        return [Recipe(backend, precision, *one) for one in (found if backend == "onednn" else found[:1])]
     found = [(part, layouts[0]) for part in (*parts, 0)]
     found[1:1] = [(found[0][0], layout) for layout in layouts[1:]]
     return [Recipe(backend, precision, *one) for one in found]
