@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ziggurat
-from ziggurat import data, errors, extraction, registry, testing
+from ziggurat import data, errors, exporting, extraction, optimization, registry, testing
 from ziggurat.backbone import Backbone, Family, FeatureInfo, Plan
 from ziggurat.extraction import opening
 from ziggurat.facts import Fact
@@ -39,6 +39,9 @@ SECTIONS: list[tuple[str, list[Any]]] = [
     ("Many images", [getattr(extraction, name) for name in MANY]),
     ("Very many images, on the disk", [ziggurat.extract, ziggurat.open, opening.Run, opening.View,
                                        *(getattr(extraction, name) for name in ON_DISK), ziggurat.Embedder]),
+    ("At the speed of the machine", [ziggurat.optimize, *(getattr(optimization, name) for name in
+                                                          ("Optimized", "Trial", "Recipe", "fused", "cache_folder"))]),
+    ("Files for other runtimes", [ziggurat.export, exporting.Exported, exporting.open, exporting.Loaded]),
     ("Errors", [getattr(errors, name) for name in errors.__all__]),
 ]
 

@@ -35,6 +35,7 @@ TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 4e-1}
 """The error allowed by default in each arithmetic, as a share of an output's largest value."""
 GIVEN = Recipe("eager", "fp32", layout="as given")
 FINALISTS = 4
+NEAR = 0.8  # of the best speed found: what is slower is no finalist
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ def _tuned(given: View, light: View, images: Tensor, asked: _Asked) -> tuple[Pro
     reference = as_given()
     trials = [Trial(GIVEN, ratio=1.0, error=0.0, seconds=0.0)]
     running: dict[int, Program] = {}  # the fastest so far, by their place in the table
-    eager = statistics.median(interleaved({"eager": as_given}, 3)["eager"])
+    eager = statistics.median(interleaved({"eager": as_given}, 2)["eager"])
     failed: set[tuple[str, str]] = set()  # backends, and the arithmetic in which they cannot do it
     for recipe, why in _offers(light, images, asked):
         arithmetic = recipe.backend, recipe.precision
@@ -306,15 +307,18 @@ def _tuned(given: View, light: View, images: Tensor, asked: _Asked) -> tuple[Pro
         failures = "; ".join(f"{trial.recipe}: {trial.dropped}" for trial in trials if trial.dropped)
         raise Unavailable(f"backend={' or '.join(map(repr, asked.backends))}: none can be used. {failures}. "
                           "Give another backend, precision or tolerance")
-    return _final(as_given, running, trials, images)
+    return _final(as_given, eager, running, trials, images)
 
 
 def _final(
-    as_given: Callable[[], Any], running: dict[int, Program], trials: list[Trial], images: Tensor
+    as_given: Callable[[], Any], eager: float, running: dict[int, Program], trials: list[Trial], images: Tensor
 ) -> tuple[Program, int, list[Trial]]:
     """The finalists against each other and against the network as given, all in one series."""
+    best = max(trials[place].ratio or 0.0 for place in running)
+    for place in [place for place in running if (trials[place].ratio or 0.0) < NEAR * best]:
+        running.pop(place).close()
     calls = {"0": as_given} | {str(place): _timed(program, images) for place, program in running.items()}
-    medians = {int(name): statistics.median(seconds) for name, seconds in interleaved(calls, 7).items()}
+    medians = {int(name): statistics.median(seconds) for name, seconds in interleaved(calls, _rounds(eager, 3, 7)).items()}
     trials = [replace(trial, ratio=medians[0] / medians[i]) if i in medians else trial for i, trial in enumerate(trials)]
     trials = [replace(trial, images_per_second=trial.ratio * len(images) / medians[0]) if trial.ratio else trial for trial in trials]
     chosen = min(running, key=lambda place: medians[place])
@@ -340,9 +344,14 @@ def _offers(view: View, images: Tensor, asked: _Asked) -> Iterator[tuple[Recipe,
 
 
 def _ratio(rival: Callable[[], Any], call: Callable[[], Any], longest: float) -> float:
-    """How many times faster `call` is than `rival`: of the medians of some rounds, more of them where calls are short."""
-    seconds = interleaved({"rival": rival, "it": call}, max(3, min(11, int(1 / longest))))
+    """How many times faster `call` is than `rival`, neither of which takes longer than some `longest` seconds."""
+    seconds = interleaved({"rival": rival, "it": call}, _rounds(longest, 2, 11))
     return statistics.median(seconds["rival"]) / statistics.median(seconds["it"])
+
+
+def _rounds(seconds: float, least: int, most: int) -> int:
+    """Rounds of calls of so many seconds: those that take about one, more of them where calls are short."""
+    return max(least, min(most, int(1 / seconds)))
 
 
 def _timed(program: Program, images: Tensor) -> Callable[[], Any]:
