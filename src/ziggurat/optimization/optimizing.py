@@ -317,8 +317,9 @@ def _final(
     best = max(trials[place].ratio or 0.0 for place in running)
     for place in [place for place in running if (trials[place].ratio or 0.0) < NEAR * best]:
         running.pop(place).close()
+    rounds = _rounds(eager * sum(1 / (trials[place].ratio or 1.0) for place in (0, *running)), 3, 15, of=6)
     calls = {"0": as_given} | {str(place): _timed(program, images) for place, program in running.items()}
-    medians = {int(name): statistics.median(seconds) for name, seconds in interleaved(calls, _rounds(eager, 3, 7)).items()}
+    medians = {int(name): statistics.median(seconds) for name, seconds in interleaved(calls, rounds).items()}
     trials = [replace(trial, ratio=medians[0] / medians[i]) if i in medians else trial for i, trial in enumerate(trials)]
     trials = [replace(trial, images_per_second=trial.ratio * len(images) / medians[0]) if trial.ratio else trial for trial in trials]
     chosen = min(running, key=lambda place: medians[place])
@@ -349,9 +350,9 @@ def _ratio(rival: Callable[[], Any], call: Callable[[], Any], longest: float) ->
     return statistics.median(seconds["rival"]) / statistics.median(seconds["it"])
 
 
-def _rounds(seconds: float, least: int, most: int) -> int:
-    """Rounds of calls of so many seconds: those that take about one, more of them where calls are short."""
-    return max(least, min(most, int(1 / seconds)))
+def _rounds(seconds: float, least: int, most: int, of: float = 1.0) -> int:
+    """Rounds of `seconds` each, as many as `of` seconds have room for."""
+    return max(least, min(most, int(of / seconds)))
 
 
 def _timed(program: Program, images: Tensor) -> Callable[[], Any]:
