@@ -21,6 +21,7 @@ from .costs import layers_of
 
 __all__ = ["prepare"]
 
+SCALE = 0.1  # of what is initialised with less
 SMOOTH = 16  # pixels between the random points that images are drawn through
 
 
@@ -84,14 +85,15 @@ def pictures(count: int, side: tuple[int, int, int], generator: torch.Generator)
 
 @torch.no_grad()
 def settle(model: Backbone, images: Tensor) -> None:
-    """Random weights that all matter: scales near one, and batch norms with the statistics of `images`.
+    """Random weights that all matter: no scale near zero, and batch norms with the statistics of `images`.
 
-    As initialised, branches that begin with a scale of zero would hide what is wrong in them.
+    As initialised, branches that begin with a scale of zero would hide what is wrong in them. Scales of one everywhere make
+    attention of random weights so sharp that rounding alone decides what it looks at.
     """
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 1 and not name.endswith("bias"):
-            parameter.uniform_(0.5, 1.0)
+        if parameter.ndim == 1 and not name.endswith("bias") and parameter.abs().max() < SCALE:
+            parameter.uniform_(SCALE, 2 * SCALE)
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()

@@ -21,8 +21,6 @@ Shapes = Mapping[str, Collection[int]]
 
 # What timm's feature wrappers (and others') put before the names of the model inside.
 OUTER = ("model.", "body.")
-# Where they joined a container's name and an index: `layer1_0.conv1` for `layer1.0.conv1`.
-JOINED = re.compile(r"^([A-Za-z]\w*?)_(\d+)\.")
 OURS = "ziggurat."
 NECK = "pyramid_neck."  # levels that are made from a network's own, which classifiers do not have
 SHOWN = 10
@@ -140,13 +138,15 @@ def without_prefix(state_dict: Mapping[str, Tensor], own: Mapping[str, Any]) -> 
 
 
 def without_joints(state_dict: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
-    """`layer1_0.` and `stages_0.` as `layer1.0.` and `stages.0.`, where that gives one of the model's names."""
+    """`layer1_0.` and `stem_conv1.`, as timm's feature wrappers join them, as `layer1.0.` and `stem.conv1.`, where the model
+    has such a name."""
     if fills(state_dict, own):
         return state_dict
     renamed = {}
     for name, tensor in state_dict.items():
-        split = JOINED.sub(r"\1.\2.", name)
-        renamed[split if name not in own and split in own and split not in state_dict else name] = tensor
+        first = "" if name in own else name.partition(".")[0]
+        split = [f"{name[:at]}.{name[at + 1:]}" for at, letter in enumerate(first) if letter == "_"]
+        renamed[next((one for one in split if one in own and one not in state_dict), name)] = tensor
     return renamed
 
 
