@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..view import View
+from .memory import OutputMemory
 from .onnx_conversion import BATCH, INPUT, import_onnxruntime, onnx_of
 from .onnx_rewriting import rewrite
 from .openvino_program import parts
@@ -60,12 +61,14 @@ class WholeOnnxRuntimeProgram(Program):
 
     def __init__(self, recipe: Recipe, session: Session, shapes: Sequence[tuple[int, ...]]) -> None:
         super().__init__(recipe)
-        self.session, self.shapes = session, tuple(shapes)
+        self.session, self.shapes, self.memory = session, tuple(shapes), OutputMemory()
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         images = images.detach().contiguous()
-        outputs = tuple(torch.empty((len(images), *shape), device=images.device) for shape in self.shapes)
-        if images.is_cuda:  # ONNX Runtime computes in a stream of its own, and waits for it before it returns
+        if not images.is_cuda:
+            outputs = tuple(self.memory.empty((len(images), *shape)) for shape in self.shapes)
+        else:  # ONNX Runtime computes in a stream of its own, and waits for it before it returns
+            outputs = tuple(torch.empty((len(images), *shape), device=images.device) for shape in self.shapes)
             torch.cuda.current_stream(images.device).synchronize()
         self.session(images, outputs)
         return outputs

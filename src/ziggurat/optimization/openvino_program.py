@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..view import View
+from .memory import OutputMemory
 from .openvino_conversion import converted, import_openvino
 from .program import Program, Recipe, Unavailable
 from .quantizing import quantized_openvino, require_nncf
@@ -35,13 +35,14 @@ class OpenVinoProgram(Program):
         self.tensor = openvino.Tensor
         self.part, self.shapes = recipe.part or batch, view.shapes
         self.requests = [self.compiled.create_infer_request() for _ in range(batch // self.part)]
+        self.memory = OutputMemory()
         self.one_call = threading.Lock()
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         batch = len(images)
         assert batch <= self.part * len(self.requests) and batch % self.part == 0, f"{batch} images in parts of {self.part}"
         pixels = images.detach().contiguous()
-        outputs = tuple(torch.empty((batch, *shape)) for shape in self.shapes)
+        outputs = tuple(self.memory.empty((batch, *shape)) for shape in self.shapes)
         with self.one_call:
             begun = []
             try:

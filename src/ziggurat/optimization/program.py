@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadArgument
+from .memory import OutputMemory
 
 __all__ = ["PRECISIONS", "PartsProgram", "Program", "Recipe", "Unavailable", "in_brief", "is_of_memory", "one_thread_each",
            "torch_threads"]
@@ -66,6 +67,7 @@ class PartsProgram(Program):
         super().__init__(recipe)
         assert recipe.part, "a recipe without parts"
         self.shapes = tuple(shapes)
+        self.memory = OutputMemory()
         self.pool = ThreadPoolExecutor(threads, f"ziggurat-{recipe.backend}")
 
     @abstractmethod
@@ -74,7 +76,7 @@ class PartsProgram(Program):
 
     def empty(self, batch: int) -> tuple[Tensor, ...]:
         """Memory for the outputs of `batch` images; in the order in which parts have theirs, writing is quickest."""
-        return tuple(torch.empty((batch, *shape)) for shape in self.shapes)
+        return tuple(self.memory.empty((batch, *shape)) for shape in self.shapes)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         outputs = self.empty(len(images))

@@ -63,7 +63,7 @@ class ThreadsProgram(PartsProgram):
             wait([self.pool.submit(_alone, barrier) for _ in range(threads)])
 
     def empty(self, batch: int) -> tuple[Tensor, ...]:
-        return tuple(torch.empty((batch, *shape), memory_format=format) for shape, format in zip(self.shapes, self.formats))
+        return tuple(self.memory.empty((batch, *shape), format) for shape, format in zip(self.shapes, self.formats))
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         with torch.inference_mode(False):
