@@ -102,15 +102,18 @@ def normalised(images: Tensor, kit: Kit) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
+def arguments_of(case: Case, kit: Kit, **levels: tuple[int, ...]) -> dict[str, Any]:
+    """What `create_model`, ours or timm's, is given for the view; a pyramid is of `levels`, which each library names its way."""
+    own: dict[str, dict[str, Any]] = {"classify": {}, "embed": {"num_classes": 0}, "pyramid": {"features_only": True, **levels}}
+    return own[case.view] | kit.arguments
+
+
 # ---------------------------------------------------------------- ours
 
 
 def network_of(case: Case, kit: Kit, device: str = "cpu") -> nn.Module:
     """Our network for the case, in evaluation, with what the view needs alone; without its weights on the meta device."""
-    own: dict[str, dict[str, Any]] = {
-        "classify": {}, "embed": {"num_classes": 0}, "pyramid": {"features_only": True, "out_strides": kit.strides},
-    }
-    model: nn.Module = create_model(case.architecture, device=device, **own[case.view], **kit.arguments)
+    model: nn.Module = create_model(case.architecture, device=device, **arguments_of(case, kit, out_strides=kit.strides))
     if device != "meta":
         fill(model.state_dict(), kit)
     return model.eval().requires_grad_(False)
@@ -151,9 +154,7 @@ def optimized(case: Case, kit: Kit, images: Tensor, how: Place, backend: str = "
             torch.cuda.synchronize(how.device)
         return outputs
 
-    chosen = fast.recipe
-    about = [chosen.backend, chosen.precision if chosen.precision != case.precision else "", chosen.layout, f"{chosen.part} images a thread" if chosen.part else ""]
-    return Built(call, ", ".join(word for word in about if word))
+    return Built(call, str(fast.recipe))
 
 
 # ---------------------------------------------------------------- timm, as its users assemble it
@@ -163,10 +164,7 @@ def timm_network(case: Case, kit: Kit) -> nn.Module:
     """timm's network with our weights; of a pyramid, the levels that ours has."""
     import timm
 
-    own: dict[str, dict[str, Any]] = {
-        "classify": {}, "embed": {"num_classes": 0}, "pyramid": {"features_only": True, "out_indices": kit.indices},
-    }
-    model: nn.Module = timm.create_model(case.architecture, **own[case.view], **kit.arguments)
+    model: nn.Module = timm.create_model(case.architecture, **arguments_of(case, kit, out_indices=kit.indices))
     ours = create_model(case.architecture, device="meta", **kit.arguments).state_dict()
     fill(without_joints(without_prefix(model.state_dict(), ours), ours), kit)  # timm's wrappers rename
     return model.eval().requires_grad_(False)
@@ -196,8 +194,8 @@ def timm_onnxruntime(case: Case, kit: Kit, images: Tensor, how: Place) -> Built:
     provider = "CUDAExecutionProvider" if how.is_cuda else "CPUExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         raise Unavailable(f"this ONNX Runtime has no {provider}; pip install onnxruntime-gpu")
-    if case.precision == "bf16" and not how.is_cuda:
-        raise Unavailable("ONNX Runtime has no bf16 on a CPU")
+    if case.precision == "bf16":
+        raise Unavailable("NumPy, in which ONNX Runtime takes images, has no bf16")
     model = timm_network(case, kit).to(DTYPES[case.precision])
     example = (normalised(images, kit) if case.pixels else images).to(DTYPES[case.precision])
     path = how.folder / "timm.onnx"
@@ -206,8 +204,6 @@ def timm_onnxruntime(case: Case, kit: Kit, images: Tensor, how: Place) -> Built:
     if how.threads:
         options.intra_op_num_threads = how.threads
     session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-    if case.precision == "bf16":
-        raise Unavailable("NumPy, in which ONNX Runtime takes images, has no bf16")
     ready = example.numpy()
     if case.pixels:
         return Built(lambda: session.run(None, {"images": normalised(images, kit).to(example.dtype).numpy()}))

@@ -6,11 +6,13 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+
+from ..optimization.choices import processor
+from ..optimization.program import torch_threads
 
 __all__ = ["copy_bandwidth", "describe", "machine_peak"]
 
@@ -31,7 +33,7 @@ def machine_peak(precision: str = "fp32", threads: int | None = None, device: st
     if precision not in DTYPES:
         return None
     best, end = 0.0, time.perf_counter() + ENOUGH
-    with torch.inference_mode(), _threads(threads):
+    with torch.inference_mode(), torch_threads(threads or torch.get_num_threads()):
         for side in GPU_SIDES if torch.device(device).type == "cuda" else SIDES:
             for call in _products(side, DTYPES[precision], device):
                 for _ in range(4):
@@ -52,7 +54,7 @@ def _products(side: int, dtype: torch.dtype, device: str) -> Iterator[Callable[[
 
 def copy_bandwidth(threads: int | None = None, device: str = "cpu", size: int = COPIED) -> float:
     """The most bytes a second that memory moves in a copy of `size` bytes: each is read once and written once."""
-    with torch.inference_mode(), _threads(threads):
+    with torch.inference_mode(), torch_threads(threads or torch.get_num_threads()):
         source = torch.ones(size // 4, device=device)
         target = torch.empty_like(source)
         return max(2 * size / _seconds(lambda: target.copy_(source), device) for _ in range(8))
@@ -70,25 +72,11 @@ def _seconds(call: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start
 
 
-class _threads:
-    """Has torch compute by so many threads for as long as the block lasts; None: as many as it does."""
-
-    def __init__(self, count: int | None) -> None:
-        self.count = count or torch.get_num_threads()
-
-    def __enter__(self) -> None:
-        self.before = torch.get_num_threads()
-        torch.set_num_threads(self.count)
-
-    def __exit__(self, *of: object) -> None:
-        torch.set_num_threads(self.before)
-
-
 def describe(device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
     """What computes here: `device` in words, `threads`, what else the machine was doing (`load`), and `versions`."""
     from .. import __version__
 
-    found = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _processor()
+    found = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else processor()[0]
     return {
         "device": found,
         "threads": threads or torch.get_num_threads(),
@@ -96,12 +84,3 @@ def describe(device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
         "system": platform.platform(terse=True),
         "versions": {"ziggurat": __version__, "python": platform.python_version(), "torch": torch.__version__},
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

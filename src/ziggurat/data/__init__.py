@@ -9,10 +9,11 @@ Names are loaded when they are first used; importing this package imports neithe
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-_HOMES = {
+from ..lazy import LazyNames
+
+_HOME = LazyNames(__name__, {
     "auto_augment": """AugMixAugment AugmentOp AutoAugment RandAugment augment_and_mix_transform auto_augment_policy
         auto_augment_transform rand_augment_ops rand_augment_transform""",
     "config": "resolve_data_config resolve_model_data_config",
@@ -28,21 +29,14 @@ _HOMES = {
         RandomVerticalFlip Resize ResizeKeepRatio ToChannels ToNumpy ToTensor TrimBorder center_crop_or_pad crop_or_pad
         interp_mode_to_str str_to_interp_mode str_to_pil_interp""",
     "transforms_factory": "create_transform transforms_imagenet_eval transforms_imagenet_train transforms_noaug_train",
-}
-_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+})
 
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    if name in _HOMES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _HOME.imported(name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_HOMES})
+    return _HOME.listed()

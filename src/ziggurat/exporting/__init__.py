@@ -9,10 +9,11 @@ Names are loaded when they are first used; importing this package does not impor
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
-_HOME = {"FORMATS": "export", "Exported": "export", "prepare": "export", "Loaded": "loaded", "open": "loaded"}
+from ..lazy import LazyNames
+
+_HOME = LazyNames(__name__, {"export": "FORMATS Exported prepare", "loaded": "Loaded open"})
 
 __all__ = ["FORMATS", "Exported", "Loaded", "prepare"]  # and open, which is not to take the builtin's place
 
@@ -25,12 +26,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+    return _HOME.imported(name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return _HOME.listed()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-# public name -> the file that has it, by file
-_FILES: dict[str, str] = {
+from ..lazy import LazyNames
+
+_WHERE = LazyNames(__name__, {
     "activations": "GELU GELUTanh HardMish HardSigmoid HardSwish Mish PReLU QuickGELU Sigmoid Swish Tanh gelu gelu_tanh "
     "hard_mish hard_sigmoid hard_swish mish quick_gelu sigmoid swish tanh",
     "adaptive_avgmax_pool": "AdaptiveAvgMaxPool2d AdaptiveCatAvgMaxPool2d FastAdaptiveAvgPool SelectAdaptivePool2d "
@@ -89,25 +89,17 @@ _FILES: dict[str, str] = {
     "typing": "LayerType PadType disable_compiler",
     "weight_init": "init_weight_jax init_weight_vit is_meta_device lecun_normal_ trunc_normal_ trunc_normal_tf_ "
     "variance_scaling_",
-}
-_WHERE = {name: file for file, names in _FILES.items() for name in names.split()}
+})
 
 __all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        value = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
-    elif name in _FILES:
-        value = import_module(f"{__name__}.{name}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    return _WHERE.imported(name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return _WHERE.listed()
 
 
 class _Layers(ModuleType):

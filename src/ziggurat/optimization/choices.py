@@ -20,7 +20,7 @@ from torch import nn
 from .. import __version__
 from .program import Recipe
 
-__all__ = ["Trial", "cache_folder", "forget", "machine", "read", "structure", "versions", "write"]
+__all__ = ["Trial", "cache_folder", "forget", "machine", "processor", "read", "structure", "versions", "write"]
 
 LAYOUTS = ("", "as given", "contiguous", "channels_last")
 RUNTIMES = ("torch", "numpy", "openvino", "nncf", "onnxruntime", "onnx", "onnxscript")
@@ -50,22 +50,22 @@ def cache_folder() -> Path:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What of this machine decides speed: its processor, the instructions torch found there, and the GPU of `device`."""
-    found = {"system": platform.system(), "machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count(),
+    found = {"system": platform.system(), "machine": platform.machine(), "processor": " ".join(processor()), "cores": os.cpu_count(),
              "instructions": torch.backends.cpu.get_cpu_capability(), "device": device.type}
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
 
 
-def _processor() -> str:
-    """The processor's name and abilities, where the system tells; virtual machines of one name differ in the latter."""
+def processor() -> tuple[str, str]:
+    """The processor's name and a digest of its abilities, where the system tells; virtual machines of one name differ in these."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # not Linux
-        return platform.processor()
+        lines = []
     told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    abilities = hashlib.sha256(told.get("flags", told.get("Features", "")).encode()).hexdigest()[:12]
-    return f"{told.get('model name', platform.processor())} {abilities}"
+    name = told.get("model name") or platform.processor() or platform.machine()
+    return name, hashlib.sha256(told.get("flags", told.get("Features", "")).encode()).hexdigest()[:12]
 
 
 def versions() -> dict[str, str | None]:
