@@ -34,6 +34,9 @@ ELSEWHERE = {
     for check in ("compile", "export")
 } | dict.fromkeys(itertools.product(["repmlp_t224"], CHECKS), "tests/models/test_repmlp.py")  # images of 224 pixels or more
 
+# captured with fewer layers, all of which are alike
+SHALLOWER = {("densenet121", check): dict(block_config=(2, 3, 2, 2)) for check in ("compile", "export")}
+
 
 @pytest.mark.parametrize(
     "name, check", [case for case in itertools.product(representatives(), CHECKS) if case not in ELSEWHERE]
@@ -44,6 +47,6 @@ def test_contract(name, check, request):
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
 
     def create(**kwargs):
-        return ziggurat.create_model(name, **kwargs)
+        return ziggurat.create_model(name, **SHALLOWER.get((name, check), {}), **kwargs)
 
     CHECKS[check](create, SIDE)

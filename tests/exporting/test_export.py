@@ -16,7 +16,8 @@ from ziggurat.errors import BadArgument, ExportFailed, MissingExtra, Unsupported
 from ziggurat.exporting import export as module
 from ziggurat.exporting import onnx, prepare
 from ziggurat.exporting.export import SIDE_STEP, exported_program, format_module
-from ziggurat.exporting.resampling import interpolation_as_products
+from ziggurat.exporting.resampling import ANTIALIASED, CUBIC, interpolation_as_products
+from ziggurat.layers.pos_embed import resize_grid
 from ziggurat.testing import assert_same, settled
 
 SIDE = 96
@@ -246,19 +247,39 @@ def test_only_exported_files_are_opened(tmp_path):
             ziggurat.exporting.open(tmp_path / name)
 
 
-@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("size", [(6, 9), (23, 31), (14, 3)])
-def test_interpolation_as_products(mode, size):
+@pytest.mark.parametrize("mode, antialias, rules", [("bilinear", True, ANTIALIASED), ("bicubic", True, ANTIALIASED), ("bicubic", False, CUBIC)])
+@pytest.mark.parametrize("size", [(6, 9), (23, 31), (14, 3), (1, 1)])
+def test_interpolation_as_products(mode, antialias, rules, size):
     class Resized(nn.Module):
         def forward(self, x):
-            return F.interpolate(x, size=size, mode=mode, antialias=True, align_corners=False)
+            return F.interpolate(x, size=size, mode=mode, antialias=antialias, align_corners=False)
 
     images = torch.randn(2, 3, 14, 17)
     program = torch.export.export(Resized(), (images,), strict=False)
-    written = interpolation_as_products(program)
+    written = interpolation_as_products(program, rules)
     assert not any("upsample" in str(node.target) for node in written.graph.nodes)
     assert_same(written.module()(images), Resized()(images), mode)
-    assert interpolation_as_products(written) is written
+    assert interpolation_as_products(written, rules) is written
+
+
+def test_positions_that_shrink_are_taken_by_onnx_runtime(tmp_path):
+    """Its own operator refuses to, bicubic, where it moves the permutations of two axes after another behind it."""
+
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(1, 14, 14, 9))
+
+        def forward(self, x):
+            rows = resize_grid(self.table, x.shape[2:], "bicubic", antialias=False).flatten(1, 2)
+            columns = rows.transpose(1, 2).unflatten(1, (3, 3))
+            return resize_grid(columns, (2, 2), "bicubic", antialias=False).flatten(1, 2) * x.mean()
+
+    model = Positions()
+    ziggurat.export(model, tmp_path / "net.onnx", view="forward", size=8)
+    images = torch.randn(2, 3, 9, 11)
+    (found,) = ziggurat.exporting.open(tmp_path / "net.onnx")(images).values()
+    assert_same(torch.as_tensor(found), model(images), "positions")
 
 
 def test_every_format_has_its_module():

@@ -26,7 +26,7 @@ from ..errors import BadArgument
 from ..view import View
 from .export import exported_program
 from .loaded import Loaded
-from .resampling import RULES
+from .resampling import ANTIALIASED
 
 __all__ = ["open", "write"]
 
@@ -143,7 +143,7 @@ def _largest(size: Any, side: Any, smallest: int) -> int:
 
 
 DECOMPOSED: dict[Any, Callable[..., Any]] = {
-    **RULES,
+    **ANTIALIASED,
     aten.addcmul.default: addcmul,
     aten.avg_pool2d.default: avg_pool2d,
     aten.channel_shuffle.default: channel_shuffle,

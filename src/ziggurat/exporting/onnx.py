@@ -13,6 +13,7 @@ from ..optimization.onnx_conversion import quiet
 from ..view import View
 from .export import exported_program
 from .loaded import Loaded
+from .resampling import CUBIC, interpolation_as_products
 
 __all__ = ["open", "write"]
 
@@ -22,6 +23,8 @@ LARGEST = 1_800_000_000  # bytes of weights in the file itself: protocol buffers
 def write(view: View, example: Tensor, path: Path, dynamic: Sequence[str], metadata: dict[str, str]) -> None:
     """Writes an ONNX file; weights of more than 1.8 GB go into a second one, PATH.data."""
     program = exported_program(view, example, dynamic)
+    if dynamic:  # ONNX Runtime refuses to make maps smaller by it where channels come last
+        program = interpolation_as_products(program, CUBIC)
     axes = {i: axis for i, axis in enumerate(("batch", "channels", "height", "width")) if axis in dynamic}
     with quiet():
         written = torch.onnx.export(program, dynamo=True, dynamic_shapes={"images": axes} if axes else None,

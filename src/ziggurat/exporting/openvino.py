@@ -14,7 +14,7 @@ from ..optimization.openvino_conversion import import_openvino, root_logger_mute
 from ..view import View
 from .export import exported_program
 from .loaded import Loaded
-from .resampling import interpolation_as_products
+from .resampling import ANTIALIASED, interpolation_as_products
 
 __all__ = ["open", "write"]
 
@@ -27,7 +27,7 @@ def write(view: View, example: Tensor, path: Path, dynamic: Sequence[str], metad
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
-    program = interpolation_as_products(exported_program(view, example, dynamic))
+    program = interpolation_as_products(exported_program(view, example, dynamic), ANTIALIASED)
     frontend = FrontEndManager().load_by_framework("pytorch")
     with quiet(), root_logger_muted():  # torch 2.11 warns of how it is used there
         decoder = TorchFXPythonDecoder.from_exported_program(program)  # held: the frontend does not
