@@ -271,12 +271,22 @@ def test_a_part_serves_offline_where_it_suffices(hub, full, monkeypatch):
     assert hub.requests == []
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x00" * 40, BODY, None], ids=["empty", "zeros", "no part", "cut off"])
-def test_a_damaged_part_is_fetched_anew(hub, full, tmp_path, damage):
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda part: b"",
+        lambda part: b"\x00" * 40,
+        lambda part: BODY,
+        lambda part: part[:-100],
+        lambda part: part.replace(b'"F32"', b'"F3X"'),
+    ],
+    ids=["empty", "zeros", "no part", "cut off", "no type"],
+)
+def test_a_damaged_part_is_fetched_anew(hub, full, tmp_path, damaged):
     create(**TO_16)
     (part,) = parts(tmp_path)
     whole = part.read_bytes()
-    part.write_bytes(whole[:-100] if damage is None else damage)
+    part.write_bytes(damaged(whole))
     same_levels(create(**TO_16), full)
     assert parts(tmp_path) == [part]
     assert part.read_bytes() == whole
@@ -296,6 +306,31 @@ def test_what_is_no_safetensors_is_fetched_whole(hub, full, tmp_path):
     torch.save(STATE, tmp_path / "w.pth")
     hub.repos[RESNET] = {FILE: (tmp_path / "w.pth").read_bytes()}
     same_levels(create(**TO_16), full)
+    assert parts(tmp_path) == []
+
+
+def doctored(change):
+    """The published file with its header changed: the facts of one tensor that every level takes, or of the file."""
+    begin = 8 + int.from_bytes(BODY[:8], "little")
+    said = json.loads(BODY[8:begin])
+    change(said)
+    text = json.dumps(said).encode()
+    return len(text).to_bytes(8, "little") + text + BODY[begin:]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda said: said["conv1.0.weight"].update(dtype="F3X"),
+        lambda said: said["conv1.0.weight"]["shape"].append(7),
+        lambda said: said["conv1.0.weight"]["data_offsets"].reverse(),
+    ],
+    ids=["type", "shape", "reversed"],
+)
+def test_a_damaged_file_of_the_hubs_leaves_no_part(hub, tmp_path, change):
+    hub.repos[RESNET] = {FILE: doctored(change)}
+    with pytest.raises(SourceUnavailable, match=r"resolve|snapshots"):  # the whole file's path
+        create(**TO_16)
     assert parts(tmp_path) == []
 
 

@@ -102,9 +102,11 @@ def fetch_part(
     """The path of a safetensors file with those tensors of a repository's file that are needed, and perhaps more.
 
     None where the whole file is to be used: it is in the cache, more than nine tenths of it (or any of its tensors) may
-    be needed, it is no safetensors file, its server gives no ranges, or it cannot be reached, which fetching the whole
+    be needed, it is no (sound) safetensors file, its server gives no ranges, or it cannot be reached, which fetching the whole
     will tell of. `filename` is as in `hub.download`. Raises `SourceUnavailable` where the connection breaks later on.
     """
+    from safetensors import SafetensorError
+
     if cached(repo_id, filename, revision, cache_dir):
         return None
     filename = filename or WEIGHT_FILES[0]
@@ -134,7 +136,7 @@ def fetch_part(
         digest = hashlib.sha256(json.dumps([remote.etag, sorted(wanted)]).encode()).hexdigest()
         path = folder / f"{stem}-{digest[:16]}{SUFFIX}"
         write(path, remote, begin, wanted, metadata | {NOTE: note})
-    except WholeFilesOnly:
+    except (WholeFilesOnly, SafetensorError):
         return None
     return path
 
@@ -152,19 +154,18 @@ def place(repo_id: str, filename: str, revision: str | None, cache_dir: str | Pa
 
 def kept(folder: Path, stem: str) -> Iterator[tuple[Path, Part]]:
     """The parts of a file that are there. One that is damaged or cut off is removed."""
+    from safetensors import SafetensorError, safe_open
+
     for path in sorted(folder.glob(f"{glob.escape(stem)}-*{SUFFIX}")):
-        with path.open("rb") as file:
-            begin, metadata, spans = header(file.read)
         try:
-            said = json.loads(metadata[NOTE])["whole"]
-            whole = {name: Span(dtype, tuple(shape), *ends) for name, (dtype, shape, *ends) in said.items()}
-        except (KeyError, ValueError, TypeError, AttributeError):
-            whole = {}
-        size = begin + max((span.stop for span in spans.values()), default=0)
-        if whole and size == path.stat().st_size:
-            yield path, Part(spans.keys(), whole)
-        else:
+            with safe_open(path, framework="pt") as file:
+                said = json.loads(file.metadata()[NOTE])["whole"]
+                whole = {name: Span(dtype, tuple(shape), *ends) for name, (dtype, shape, *ends) in said.items()}
+                part = Part(frozenset(file.keys()), whole)
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError):
             path.unlink(missing_ok=True)
+        else:
+            yield path, part
 
 
 def located(repo_id: str, filename: str, revision: str | None) -> Remote | None:
@@ -208,8 +209,12 @@ def header(read: Callable[[int], bytes]) -> tuple[int, dict[str, str], Spans]:
 
 
 def write(path: Path, remote: Remote, begin: int, wanted: Spans, metadata: dict[str, str]) -> None:
-    """Fetches the tensors `wanted` of a file, whose bytes begin at `begin`, and writes them as a file of their own."""
+    """Fetches the tensors `wanted` of a file, whose bytes begin at `begin`, and writes them as a file of their own.
+
+    Raises `SafetensorError`, and leaves no file, where types, shapes and bytes do not fit one another.
+    """
     from huggingface_hub.utils import tqdm
+    from safetensors import safe_open
 
     moved, end = {}, 0
     for name, span in sorted(wanted.items(), key=lambda item: (-itemsize(item[1]), item[1].start)):
@@ -221,20 +226,22 @@ def write(path: Path, remote: Remote, begin: int, wanted: Spans, metadata: dict[
     text += b" " * (-len(text) % 8)
     ranges = list(pieces(wanted))
     count = sum(stop - start for start, stop in ranges)
-    with (
-        aside(path) as part,
-        part.open("wb") as file,
-        tqdm(total=count, unit="B", unit_scale=True, desc=f"{len(wanted)} tensors of {remote.repo_id}") as bar,
-    ):
-        file.write(len(text).to_bytes(8, "little") + text)
-        for start, stop in ranges:
-            data = remote.read(begin + start, begin + stop)
-            for name, span in wanted.items():
-                low, high = max(start, span.start), min(stop, span.stop)
-                if low < high:
-                    file.seek(8 + len(text) + moved[name].start + low - span.start)
-                    file.write(data[low - start : high - start])
-            bar.update(stop - start)
+    with aside(path) as part:
+        with (
+            part.open("wb") as file,
+            tqdm(total=count, unit="B", unit_scale=True, desc=f"{len(wanted)} tensors of {remote.repo_id}") as bar,
+        ):
+            file.write(len(text).to_bytes(8, "little") + text)
+            for start, stop in ranges:
+                data = remote.read(begin + start, begin + stop)
+                for name, span in wanted.items():
+                    low, high = max(start, span.start), min(stop, span.stop)
+                    if low < high:
+                        file.seek(8 + len(text) + moved[name].start + low - span.start)
+                        file.write(data[low - start : high - start])
+                bar.update(stop - start)
+        with safe_open(part, framework="pt"):
+            pass  # what a damaged header led to is refused by the format's own reader
 
 
 def itemsize(span: Span) -> float:
