@@ -163,6 +163,54 @@ def test_a_failed_check_leaves_the_older_file(pyramid, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+class Writer:
+    """A format of two files, each of which holds the text given."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def write(self, view, example, path, dynamic, metadata):
+        path.write_text(self.text)
+        path.with_suffix(".bin").write_text(self.text)
+
+
+def test_files_that_belong_together_are_replaced_together(pyramid, tmp_path, monkeypatch):
+    _, prepared = pyramid
+    (tmp_path / "net.xml").write_text("older")
+    (tmp_path / "net.bin").write_text("older")
+    monkeypatch.setattr(module, "format_module", lambda format: Writer("newer"))
+    replace, done = module.os.replace, []
+
+    def interrupted(source, target):
+        replace(source, target)
+        done.append(target)
+        if len(done) == stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.os, "replace", interrupted)
+    for stop in (1, 2, 3, 4):
+        done.clear()
+        with pytest.raises(KeyboardInterrupt):
+            prepared.write(tmp_path / "net.xml", "openvino", check=False)
+        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"net.xml": "older", "net.bin": "older"}
+    stop = 0
+    prepared.write(tmp_path / "net.xml", "openvino", check=False)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"net.xml": "newer", "net.bin": "newer"}
+
+
+def test_a_folder_in_the_way_is_kept(pyramid, tmp_path, monkeypatch):
+    _, prepared = pyramid
+    monkeypatch.setattr(module, "format_module", lambda format: Writer("newer"))
+    for name in ("one.xml", "two.bin", "three.mlpackage"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "own").write_text("kept")
+    for path, format in (("one.xml", "openvino"), ("two.xml", "openvino"), ("three.mlpackage", "coreml")):
+        with pytest.raises(BadArgument, match="is a folder; move it away, or give another path"):
+            prepared.write(tmp_path / path, format, check=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.xml", "three.mlpackage", "two.bin"]
+    assert all((folder / "own").read_text() == "kept" for folder in tmp_path.iterdir())
+
+
 def test_an_operator_that_the_format_lacks(tmp_path):
     class Odd(nn.Module):
         def forward(self, x):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -129,8 +128,7 @@ class Prepared:
                     raise
                 raise ExportFailed(f"format={format!r}: {self._name()} cannot be written and run ({in_brief(cause)}); "
                                    f"{self._advice(format)}") from cause
-            for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
-                _replace(file, path.with_name(file.name))
+            _put_in_place(made, path)
         return Exported(path, format, self.view.view, self.view.names, tuple(self.example.shape), self.dynamic, error)
 
     def _error(self, loaded: Loaded, format: str, tolerance: float) -> float:
@@ -270,6 +268,8 @@ def place(path: str | Path, format: str, check: bool = True) -> Path:
     entry, path = FORMATS[format], Path(path)
     if path.suffix != entry.suffix:
         raise BadArgument(f"path={str(path)!r}: files of format={format!r} end in {entry.suffix}")
+    if path.is_dir() and not (format == "coreml" and Path(path, "Manifest.json").is_file()):
+        raise BadArgument(f"path={str(path)!r} is a folder; move it away, or give another path")
     if not path.parent.is_dir():
         raise BadArgument(f"path={str(path)!r}: there is no folder {path.parent}; create it first")
     missing = [package for package in entry.packages if find_spec(package) is None]
@@ -359,7 +359,25 @@ def _given(view: View, images: Tensor) -> tuple[Tensor, ...]:
     return outputs
 
 
-def _replace(file: Path, target: Path) -> None:
-    if target.is_dir() and not target.is_symlink():  # no folder is moved onto one that holds something
-        shutil.rmtree(target)
-    os.replace(file, target)
+def _put_in_place(made: Path, path: Path) -> None:
+    """Moves `made` and the files beside it to `path`; where that is interrupted, what was there before is put back.
+
+    Of several files `path` goes first and comes last: it never stands beside weights that are another file's.
+    """
+    files = sorted(made.parent.iterdir(), key=lambda file: file.name == path.name)
+    targets = [path.with_name(file.name) for file in files]
+    for file, target in zip(files, targets):
+        if target.is_dir() and not file.is_dir():
+            raise BadArgument(f"path={str(path)!r}: {target} is a folder; move it away, or give another path")
+    with TemporaryDirectory(prefix=".ziggurat-export-", dir=path.parent) as older:
+        at_once = len(files) == 1 and not path.is_dir()
+        aside = [] if at_once else [(old, Path(older, old.name)) for old in reversed(targets) if os.path.lexists(old)]
+        moves = [*aside, *zip(files, targets)]
+        try:
+            for source, target in moves:
+                os.replace(source, target)
+        except BaseException:
+            for source, target in reversed(moves):
+                if not os.path.lexists(source):
+                    os.replace(target, source)
+            raise
