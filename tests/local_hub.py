@@ -28,7 +28,7 @@ class LocalHub:
     """Repositories (name -> file name -> bytes) behind an HTTP server, until the `with` ends or `stop` is called.
 
     A repository named in `gated` answers as one whose terms were not accepted. `files` are served under `/files/`
-    by their names, as any web server would. Ranges of bytes are given as asked for, but for `whole_only`; the first
+    by their names, as any web server would. `commit` is what `main` stands for. Ranges of bytes are given as asked for, but for `whole_only`; the first
     `breaks` of them are cut off half-way. With `redirects`, repositories' files lie at an address of their own.
     """
 
@@ -43,6 +43,7 @@ class LocalHub:
     ) -> None:
         self.repos, self.gated, self.files = repos, gated, dict(files or {})
         self.whole_only, self.breaks, self.redirects = whole_only, breaks, redirects
+        self.commit = COMMIT
         self.requests: list[tuple[str, str]] = []
         self.served: list[tuple[str, int, int]] = []
         hub = self
@@ -106,17 +107,17 @@ class LocalHub:
             return 403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "accept the terms"}, b""
         if repo not in self.repos or parts[2:3] != ["resolve"] or len(parts) < 5:
             return 404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "no such repository"}, b""
-        if parts[3] not in ("main", COMMIT):
+        if parts[3] not in ("main", self.commit):
             return 404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "no such revision"}, b""
         body = self.repos[repo].get("/".join(parts[4:]))
         if body is None:
             return (
                 404,
-                {"X-Error-Code": "EntryNotFound", "X-Error-Message": "no such file", "X-Repo-Commit": COMMIT},
+                {"X-Error-Code": "EntryNotFound", "X-Error-Message": "no such file", "X-Repo-Commit": self.commit},
                 b"",
             )
         digest = f'"{hashlib.sha256(body).hexdigest()}"'
-        headers = {"ETag": digest, "X-Linked-Etag": digest, "X-Linked-Size": str(len(body)), "X-Repo-Commit": COMMIT}
+        headers = {"ETag": digest, "X-Linked-Etag": digest, "X-Linked-Size": str(len(body)), "X-Repo-Commit": self.commit}
         if self.redirects:
             self.files["/".join(parts)] = body
             elsewhere = f"{self.url.replace('127.0.0.1', 'localhost')}/files/{'/'.join(parts)}"
@@ -140,7 +141,7 @@ class LocalHub:
             told = {
                 "id": repo,
                 "modelId": repo,
-                "sha": COMMIT,
+                "sha": self.commit,
                 "tags": [],
                 "siblings": [{"rfilename": n} for n in names],
             }

@@ -112,8 +112,10 @@ def fetch_part(
     filename = filename or WEIGHT_FILES[0]
     if not filename.endswith(SUFFIX):
         return None
-    folder, stem = place(repo_id, filename, revision, cache_dir)
-    for path, part in kept(folder, stem):
+    folder, name, stem = place(repo_id, filename, revision, cache_dir)
+    reference = folder / "refs" / name
+    commit = reference.read_text() if reference.is_file() else name
+    for path, part in kept(folder / commit, stem):
         names = needs(part.whole)
         if names is not None and part.names >= set(names):
             return path
@@ -128,28 +130,32 @@ def fetch_part(
         wanted = {name: whole[name] for name in names}
         if sum(span.stop - span.start for span in wanted.values()) > WORTHWHILE * remote.size:
             return None
+        digest = hashlib.sha256(json.dumps(sorted(wanted)).encode()).hexdigest()
+        path = folder / remote.commit / f"{stem}-{digest[:16]}{SUFFIX}"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            for made in (path, reference):
+                made.parent.mkdir(parents=True, exist_ok=True)
         except OSError:
             return None  # the client's cache of whole files may lie elsewhere
         note = json.dumps({"commit": remote.commit, "etag": remote.etag, "size": remote.size, "whole": whole})
-        digest = hashlib.sha256(json.dumps([remote.etag, sorted(wanted)]).encode()).hexdigest()
-        path = folder / f"{stem}-{digest[:16]}{SUFFIX}"
         write(path, remote, begin, wanted, metadata | {NOTE: note})
     except (WholeFilesOnly, SafetensorError):
         return None
+    with aside(reference) as file:
+        file.write_text(remote.commit)
     return path
 
 
-def place(repo_id: str, filename: str, revision: str | None, cache_dir: str | Path | None) -> tuple[Path, str]:
-    """The folder of a file's parts, in the client's cache of assets or the one asked for, and how their names begin."""
+def place(repo_id: str, filename: str, revision: str | None, cache_dir: str | Path | None) -> tuple[Path, str, str]:
+    """Where a file's parts are: a repository's folder, in the client's cache of assets or the one asked for, the name of
+    the revision in it, and how the parts' names begin."""
     from huggingface_hub import constants
 
     root = Path(cache_dir or constants.HF_ASSETS_CACHE).expanduser() / "ziggurat"
     repo_id, revision, stem = (
         re.sub(r"[/\\]", "--", name) for name in (repo_id, revision or "main", filename.removesuffix(SUFFIX))
     )
-    return root / repo_id / revision, stem
+    return root / repo_id, revision, stem
 
 
 def kept(folder: Path, stem: str) -> Iterator[tuple[Path, Part]]:
