@@ -16,6 +16,7 @@ import json
 import re
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ class LocalHub:
     """Repositories (name -> file name -> bytes) behind an HTTP server, until the `with` ends or `stop` is called.
 
     A repository named in `gated` answers as one whose terms were not accepted. `files` are served under `/files/`
-    by their names, as any web server would. `commit` is what `main` stands for. Ranges of bytes are given as asked for, but for `whole_only`; the first
-    `breaks` of them are cut off half-way. With `redirects`, repositories' files lie at an address of their own.
+    by their names, as any web server would. `commit` is what `main` stands for. Ranges of bytes are given as asked for, but
+    for `whole_only`; the first `breaks` answers to such requests are cut off half-way. With `redirects`, repositories'
+    files lie at an address of their own.
     """
 
     def __init__(
@@ -82,10 +84,11 @@ class LocalHub:
         status, headers, body = self.respond(path.strip("/").split("/"))
         asked = re.match(r"bytes=(\d+)-(\d*)$", request.headers.get("Range", ""))
         start, stop, breaks = 0, len(body), False
-        if asked and status == 200 and with_body and not self.whole_only:
-            start, stop = int(asked[1]), min(int(asked[2] or stop - 1) + 1, stop)
-            status, headers = 206, headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(body)}"}
+        if asked and status == 200 and with_body:
             breaks, self.breaks = self.breaks > 0, self.breaks - 1
+            if not self.whole_only:
+                start, stop = int(asked[1]), min(int(asked[2] or stop - 1) + 1, stop)
+                status, headers = 206, headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(body)}"}
         request.send_response(status)
         for name, value in headers.items():
             request.send_header(name, value)
@@ -93,7 +96,8 @@ class LocalHub:
         request.end_headers()
         if with_body:
             self.served.append((path, start, stop))
-            request.wfile.write(body[start : (start + stop) // 2 if breaks else stop])
+            with suppress(ConnectionError):  # a client need not take what it did not ask for
+                request.wfile.write(body[start : (start + stop) // 2 if breaks else stop])
             request.close_connection = True
 
     def respond(self, parts: list[str]) -> tuple[int, dict[str, str], bytes]:

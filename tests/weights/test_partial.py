@@ -311,12 +311,22 @@ def test_a_damaged_part_is_fetched_anew(hub, full, tmp_path, damaged):
     assert sorted(part.parent.iterdir()) == [part]
 
 
-def test_a_server_without_ranges_gives_the_whole(hub, full, tmp_path):
+def test_a_server_without_ranges_gives_the_whole_once(hub, full, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's attempts
     hub.whole_only = True
+    hub.breaks = 1000  # which only who reads the answer to a request for a range would notice
     same_levels(create(**TO_16), full)
     assert parts(tmp_path) == []
     hub.stop()
     same_levels(create(**TO_16), full)
+
+
+def test_a_server_that_breaks_off_before_it_answers_is_told_of(hub, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    remote = partial.located(RESNET, FILE, None)
+    hub.stop()
+    with pytest.raises(SourceUnavailable, match=rf"{RESNET} could not be read .*try again later"):
+        remote.gives_ranges()
 
 
 def test_what_is_no_safetensors_is_fetched_whole(hub, full, tmp_path):

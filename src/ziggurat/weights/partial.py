@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator
 from collections.abc import Set as AbstractSet
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,10 +57,6 @@ class Part(NamedTuple):
     whole: Spans
 
 
-class WholeFilesOnly(Exception):
-    """A server that gives no ranges."""
-
-
 class Remote(NamedTuple):
     """A file of a repository at one commit."""
 
@@ -69,29 +66,45 @@ class Remote(NamedTuple):
     etag: str
     size: int
 
-    def read(self, start: int, stop: int) -> bytes:
-        """The bytes [start, stop). A broken connection is tried again; raises `SourceUnavailable`, `WholeFilesOnly`."""
-        from huggingface_hub import constants
-        from huggingface_hub.utils import HfHubHTTPError, build_hf_headers, hf_raise_for_status, http_backoff
+    def gives_ranges(self) -> bool:
+        """Whether the server gives a byte that is asked for, and not the whole file, which is then not read."""
+        from huggingface_hub import utils as client
 
-        asked = build_hf_headers(library_name="ziggurat")
-        asked |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        before_1: Any = partial(client.http_backoff, stream=True)
+        get = getattr(client, "http_stream_backoff", before_1)
+        try:
+            with get("GET", self.url, **self.asked(0, 1)) as response:
+                return bool(response.status_code == 206)
+        except Exception as error:  # clients of other versions raise errors of other HTTP libraries
+            raise unavailable(self.repo_id, self.commit, error) from error
+
+    def asked(self, start: int, stop: int) -> dict[str, Any]:
+        """How the client's requests ask for the bytes [start, stop)."""
+        from huggingface_hub import constants
+        from huggingface_hub.utils import build_hf_headers
+
+        headers = build_hf_headers(library_name="ziggurat")
+        headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        return {"headers": headers, "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT}
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes [start, stop). A broken connection is tried again; raises `SourceUnavailable`."""
+        from huggingface_hub.utils import HfHubHTTPError, hf_raise_for_status, http_backoff
+
         for is_last in (False, True):  # older clients do not repeat what breaks in the middle
             try:
-                response = http_backoff("GET", self.url, headers=asked, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+                response = http_backoff("GET", self.url, **self.asked(start, stop))
                 hf_raise_for_status(response)
                 break
             except Exception as error:  # clients of other versions raise errors of other HTTP libraries
                 if is_last or isinstance(error, HfHubHTTPError):
                     raise unavailable(self.repo_id, self.commit, error) from error
-        given = re.match(r"bytes (\d+)-(\d+)/(\d+)$", response.headers.get("Content-Range", ""))
-        if response.status_code != 206 or given is None:
-            raise WholeFilesOnly
         data: bytes = response.content
-        if tuple(map(int, given.groups())) != (start, stop - 1, self.size) or len(data) != stop - start:
+        given = response.headers.get("Content-Range")
+        if given != f"bytes {start}-{stop - 1}/{self.size}" or len(data) != stop - start:
             raise SourceUnavailable(
-                f"{self.url} gave {len(data)} bytes as {given[0]!r} where {asked['Range']} of {self.size} were asked for: "
-                "try again later."
+                f"{self.url} gave {len(data)} bytes as {given!r} where bytes {start}-{stop - 1} of {self.size} were asked "
+                "for: try again later."
             )
         return data
 
@@ -120,7 +133,7 @@ def fetch_part(
         if names is not None and part.names >= set(names):
             return path
     remote = located(repo_id, filename, revision)
-    if remote is None:
+    if remote is None or not remote.gives_ranges():
         return None
     try:
         begin, metadata, whole = remote_header(remote)
@@ -139,7 +152,7 @@ def fetch_part(
             return None  # the client's cache of whole files may lie elsewhere
         note = json.dumps({"commit": remote.commit, "etag": remote.etag, "size": remote.size, "whole": whole})
         write(path, remote, begin, wanted, metadata | {NOTE: note})
-    except (WholeFilesOnly, SafetensorError):
+    except SafetensorError:
         return None
     with aside(reference) as file:
         file.write_text(remote.commit)
