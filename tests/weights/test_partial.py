@@ -351,8 +351,16 @@ def doctored(change):
         lambda said: said["conv1.0.weight"].update(dtype="F3X"),
         lambda said: said["conv1.0.weight"]["shape"].append(7),
         lambda said: said["conv1.0.weight"]["data_offsets"].reverse(),
+        lambda said: said["conv1.0.weight"].update(data_offsets=["a", "b"]),
+        lambda said: said["conv1.0.weight"].update(data_offsets=[-864, 0], shape=[8, 3, 3, 3]),
+        lambda said: said["conv1.0.weight"].update(data_offsets=[0]),
+        lambda said: said["conv1.0.weight"].update(shape="abc"),
+        lambda said: said["fc.bias"].update(data_offsets=[len(BODY), len(BODY) + 4000]),
+        lambda said: said.update({"conv1.0.weight": 7}),
+        lambda said: said.update(__metadata__=["a"]),
+        lambda said: said.update(__metadata__={"a": 1}),
     ],
-    ids=["type", "shape", "reversed"],
+    ids=["type", "shape", "reversed", "letters", "negative", "one end", "no shape", "beyond", "number", "list", "metadata"],
 )
 def test_a_damaged_file_of_the_hubs_leaves_no_part(hub, tmp_path, change):
     hub.repos[RESNET] = {FILE: doctored(change)}

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import io
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
@@ -45,6 +44,15 @@ class Span(NamedTuple):
     shape: tuple[int, ...]
     start: int
     stop: int
+
+    @classmethod
+    def of(cls, dtype: Any, shape: Iterable[Any], start: Any, stop: Any) -> Span:
+        """The span of which a file says this. Raises `ValueError` or `TypeError` where no file can mean it."""
+        span = cls(dtype, tuple(shape), start, stop)
+        numbers = (*span.shape, start, stop)
+        if not isinstance(dtype, str) or not all(type(n) is int and n >= 0 for n in numbers) or start > stop:
+            raise ValueError(f"no tensor of a file: {span}")
+        return span
 
 
 Spans = dict[str, Span]
@@ -136,7 +144,7 @@ def fetch_part(
     if remote is None or not remote.gives_ranges():
         return None
     try:
-        begin, metadata, whole = remote_header(remote)
+        begin, metadata, whole = header(remote)
         names = needs(whole) if whole else None
         if names is None:
             return None
@@ -179,7 +187,7 @@ def kept(folder: Path, stem: str) -> Iterator[tuple[Path, Part]]:
         try:
             with safe_open(path, framework="pt") as file:
                 said = json.loads(file.metadata()[NOTE])["whole"]
-                whole = {name: Span(dtype, tuple(shape), *ends) for name, (dtype, shape, *ends) in said.items()}
+                whole = {name: Span.of(*facts) for name, facts in said.items()}
                 part = Part(frozenset(file.keys()), whole)
         except (SafetensorError, KeyError, ValueError, TypeError, AttributeError):
             path.unlink(missing_ok=True)
@@ -203,28 +211,26 @@ def located(repo_id: str, filename: str, revision: str | None) -> Remote | None:
     return Remote(repo_id, found.commit_hash, url, found.etag, found.size)
 
 
-def remote_header(remote: Remote) -> tuple[int, dict[str, str], Spans]:
-    """What `header` gives of a file on the hub."""
+def header(remote: Remote) -> tuple[int, dict[str, str], Spans]:
+    """Of a safetensors file on the hub, where its tensors' bytes begin, its metadata, and its tensors.
+
+    No tensors of another file, and of one whose header cannot be right.
+    """
     start = remote.read(0, min(FIRST, remote.size))
-    if start[8:9] == b"{":
-        end = 8 + min(int.from_bytes(start[:8], "little"), HEADER_LIMIT)
-        if len(start) < end <= remote.size:
-            start += remote.read(len(start), end)
-    return header(io.BytesIO(start).read)
-
-
-def header(read: Callable[[int], bytes]) -> tuple[int, dict[str, str], Spans]:
-    """Of a safetensors file, where its tensors' bytes begin, its metadata, and its tensors; none of another file."""
-    length = int.from_bytes(read(8), "little")
-    try:
-        found = json.loads(read(length)) if 2 <= length <= HEADER_LIMIT else {}
-        metadata = found.pop("__metadata__", {})
-        spans = {
-            name: Span(said["dtype"], tuple(said["shape"]), *said["data_offsets"]) for name, said in found.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
+    begin = 8 + int.from_bytes(start[:8], "little")
+    if start[8:9] != b"{" or begin > min(8 + HEADER_LIMIT, remote.size):
         return 0, {}, {}
-    return 8 + length, metadata, spans
+    if len(start) < begin:
+        start += remote.read(len(start), begin)
+    try:
+        found = json.loads(start[8:begin])
+        metadata = dict(found.pop("__metadata__", {}))
+        whole = {name: Span.of(said["dtype"], said["shape"], *said["data_offsets"]) for name, said in found.items()}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return 0, {}, {}
+    if begin + max((span.stop for span in whole.values()), default=0) != remote.size:
+        return 0, {}, {}
+    return begin, metadata, whole
 
 
 def write(path: Path, remote: Remote, begin: int, wanted: Spans, metadata: dict[str, str]) -> None:
