@@ -2,7 +2,9 @@
 
 import copy
 import json
+import sys
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import onnxruntime
@@ -174,7 +176,8 @@ class Writer:
         path.with_suffix(".bin").write_text(self.text)
 
 
-def test_files_that_belong_together_are_replaced_together(pyramid, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
+def test_files_that_belong_together_are_replaced_together(pyramid, tmp_path, monkeypatch, stop):
     _, prepared = pyramid
     (tmp_path / "net.xml").write_text("older")
     (tmp_path / "net.bin").write_text("older")
@@ -188,14 +191,10 @@ def test_files_that_belong_together_are_replaced_together(pyramid, tmp_path, mon
             raise KeyboardInterrupt
 
     monkeypatch.setattr(module.os, "replace", interrupted)
-    for stop in (1, 2, 3, 4):
-        done.clear()
-        with pytest.raises(KeyboardInterrupt):
-            prepared.write(tmp_path / "net.xml", "openvino", check=False)
-        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"net.xml": "older", "net.bin": "older"}
-    stop = 0
-    prepared.write(tmp_path / "net.xml", "openvino", check=False)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"net.xml": "newer", "net.bin": "newer"}
+    with pytest.raises(KeyboardInterrupt) if stop <= 4 else nullcontext():
+        prepared.write(tmp_path / "net.xml", "openvino", check=False)
+    found = "older" if stop <= 4 else "newer"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"net.xml": found, "net.bin": found}
 
 
 def test_a_folder_in_the_way_is_kept(pyramid, tmp_path, monkeypatch):
@@ -287,12 +286,35 @@ def test_models_without_weights_or_size(tmp_path):
 
 
 def test_only_exported_files_are_opened(tmp_path):
-    for name, said in (("a.onnx", "there is no"), ("a.txt", r"ends in none of \.mlpackage, \.onnx, \.pt2, \.xml"),
-                       ("a.pt2", "is damaged, or no file of torch's")):
-        if name != "a.onnx":
-            (tmp_path / name).write_text("something")
+    for name, said in (("a.onnx", "there is no"), ("a.txt", r"ends in none of \.mlpackage, \.onnx, \.pt2, \.xml")):
+        (tmp_path / "a.txt").touch()
         with pytest.raises(BadArgument, match=said):
             ziggurat.exporting.open(tmp_path / name)
+
+
+def test_damaged_files_and_those_of_others_are_said_to_be(tmp_path):
+    (tmp_path / "folder.onnx").mkdir()
+    for name in ("text.onnx", "text.xml", "text.pt2"):
+        (tmp_path / name).write_text("something")
+    for format, name in (("onnx", "cut.onnx"), ("openvino", "cut.xml")):
+        ziggurat.export(nn.Conv2d(3, 4, 3), tmp_path / name, format, False, size=16, check=False)
+    (tmp_path / "cut.onnx").write_bytes((tmp_path / "cut.onnx").read_bytes()[:200])
+    (tmp_path / "cut.bin").unlink()
+    program = torch.export.export(nn.Conv2d(3, 4, 3), (torch.zeros(1, 3, 16, 16),))
+    torch.export.save(program, tmp_path / "others.pt2")
+    torch.onnx.export(program, dynamo=True, verbose=False).save(tmp_path / "others.onnx")
+    torch.save({}, tmp_path / "weights.pt2")
+    for path in tmp_path.glob("*.[opx]*"):
+        with pytest.raises(BadArgument, match=rf"{path.name} is damaged, or no file of ziggurat.export's"):
+            ziggurat.exporting.open(path)
+
+
+@pytest.mark.parametrize("name, package", [("net.onnx", "onnxruntime"), ("net.xml", "openvino")])
+def test_a_missing_runtime_is_named(tmp_path, monkeypatch, name, package):
+    (tmp_path / name).touch()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=rf"needs {package}, not installed: pip install 'ziggurat\[\w+\]'"):
+        ziggurat.exporting.open(tmp_path / name)
 
 
 @pytest.mark.parametrize("mode, antialias, rules", [("bilinear", True, ANTIALIASED), ("bicubic", True, ANTIALIASED), ("bicubic", False, CUBIC)])

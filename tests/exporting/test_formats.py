@@ -123,3 +123,15 @@ def test_core_ml_is_written_unchecked_off_macos(tmp_path):
     with pytest.raises(BadArgument, match="runs on macOS only"):
         exporting.open(path)
     assert Path(path, "Manifest.json").is_file()
+
+
+def test_core_ml_pads_images_of_free_sizes(tmp_path):
+    class Patches(torch.nn.Conv2d):
+        """Of 16 x 16 pixels, the last ones padded: the length of each side depends on a quotient."""
+
+        def forward(self, images):
+            rows, columns = (((side - 1) // 16 + 1) * 16 - side for side in images.shape[2:])
+            return super().forward(torch.nn.functional.pad(images, (0, columns, 0, rows)))
+
+    done = export(Patches(3, 4, 16, 16), tmp_path / "net.mlpackage", "coreml", size=64, check=False)
+    assert done.dynamic == ("batch", "height", "width")

@@ -47,6 +47,7 @@ def write(view: View, example: Tensor, path: Path, dynamic: Sequence[str], metad
     with quiet():
         import coremltools
 
+        divide_sizes_as_integers()
         package = coremltools.convert(
             program,
             convert_to="mlprogram",
@@ -76,6 +77,17 @@ def open(path: Path) -> Loaded:
         return [found[name] for name in names]
 
     return Loaded("coreml", path, run, names, metadata)
+
+
+def divide_sizes_as_integers() -> None:
+    """Has coremltools keep the quotient of two sizes an integer: its own is a float, which cannot bound a slice."""
+    from coremltools.converters.mil import Builder, register_torch_op
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+
+    @register_torch_op(override=True)
+    def floordiv(context: Any, node: Any) -> None:
+        x, y = _get_inputs(context, node, expected=2)
+        context.add(Builder.floor_div(x=x, y=y, name=node.name))
 
 
 def decomposed(program: ExportedProgram) -> ExportedProgram:
