@@ -45,7 +45,7 @@ class Format:
     module: str
     suffix: str
     extra: str = ""  # pip install 'ziggurat[EXTRA]' ...
-    packages: tuple[str, ...] = ()  # ... brings these
+    packages: tuple[str, ...] = ()  # ... brings these; the last is the one that files are run by
     runs_on: str = ""  # sys.platform where its runtime exists; '': everywhere
 
 
@@ -272,13 +272,26 @@ def place(path: str | Path, format: str, check: bool = True) -> Path:
         raise BadArgument(f"path={str(path)!r} is a folder; move it away, or give another path")
     if not path.parent.is_dir():
         raise BadArgument(f"path={str(path)!r}: there is no folder {path.parent}; create it first")
-    missing = [package for package in entry.packages if find_spec(package) is None]
-    if missing:
-        raise MissingExtra(f"format={format!r} needs {', '.join(missing)}, not installed: pip install 'ziggurat[{entry.extra}]'")
+    require(format, entry.packages)
     if check and entry.runs_on and sys.platform != entry.runs_on:
         raise BadArgument(f"format={format!r}: its runtime exists on {entry.runs_on} only, so the file could not be checked "
                           "here; give check=False to write it unchecked")
     return path
+
+
+def require(format: str, packages: Sequence[str]) -> None:
+    """Raises `MissingExtra` where some of `packages`, which `format` needs, cannot be imported."""
+    missing = [package for package in packages if not _is_installed(package)]
+    if missing:
+        raise MissingExtra(f"format={format!r} needs {', '.join(missing)}, not installed: "
+                           f"pip install 'ziggurat[{FORMATS[format].extra}]'")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ImportError:  # from a finder that keeps others from importing it
+        return False
 
 
 def format_module(format: str) -> Any:

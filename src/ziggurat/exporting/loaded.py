@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import BadArgument
+from ..errors import BadArgument, ZigguratError
+from ..optimization.program import in_brief, is_of_memory
 from . import metadata as meta
 
 __all__ = ["Loaded", "open"]
@@ -57,9 +58,9 @@ def open(path: str | Path) -> Loaded:
 
     Raises `BadArgument` for a path that is none of an exported file, and `MissingExtra` where the runtime is missing.
     """
-    from .export import FORMATS, format_module
+    from .export import FORMATS, format_module, require
 
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists():
         raise BadArgument(f"there is no {path}; give a file that ziggurat.export wrote")
     fitting = [name for name, entry in FORMATS.items() if entry.suffix == path.suffix]
@@ -68,13 +69,22 @@ def open(path: str | Path) -> Loaded:
         raise BadArgument(f"{path} ends in none of {known}; give a file that ziggurat.export wrote")
     if len(fitting) > 1:  # .pt2: a program, or one that is compiled
         fitting = ["aoti" if _is_compiled(path) else "torch"]
-    module = format_module(fitting[0])
-    loaded: Loaded = module.open(path)
+    (format,) = fitting
+    require(format, FORMATS[format].packages[-1:])
+    try:
+        loaded: Loaded = format_module(format).open(path)
+    except Exception as error:  # runtimes raise what they like; nothing is lost of it
+        if isinstance(error, ZigguratError) or is_of_memory(error):
+            raise
+        raise BadArgument(f"{path} is damaged, or no file of ziggurat.export's ({in_brief(error)})") from error
     return loaded
 
 
 def _is_compiled(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        raise BadArgument(f"{path} is damaged, or no file of torch's; give a file that ziggurat.export wrote")
-    with zipfile.ZipFile(path) as archive:
-        return any("aotinductor" in name for name in archive.namelist())
+    names = []
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    if not any(name.endswith("archive_format") for name in names):  # which torch.export and AOTInductor write
+        raise BadArgument(f"{path} is damaged, or no file of ziggurat.export's")
+    return any("aotinductor" in name for name in names)
