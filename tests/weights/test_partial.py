@@ -311,6 +311,16 @@ def test_a_damaged_part_is_fetched_anew(hub, full, tmp_path, damaged):
     assert sorted(part.parent.iterdir()) == [part]
 
 
+def test_where_no_part_can_be_put_the_whole_is_fetched(hub, full, tmp_path):
+    create(**TO_16)
+    (part,) = parts(tmp_path)
+    part.unlink()
+    part.mkdir()
+    same_levels(create(**TO_16), full)
+    assert hub.served[-1][1:] == (0, len(BODY))
+    assert list(part.parent.iterdir()) == [part]
+
+
 def test_a_server_without_ranges_gives_the_whole_once(hub, full, tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's attempts
     hub.whole_only = True

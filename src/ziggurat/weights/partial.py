@@ -123,8 +123,9 @@ def fetch_part(
     """The path of a safetensors file with those tensors of a repository's file that are needed, and perhaps more.
 
     None where the whole file is to be used: it is in the cache, more than nine tenths of it (or any of its tensors) may
-    be needed, it is no (sound) safetensors file, its server gives no ranges, or it cannot be reached, which fetching the whole
-    will tell of. `filename` is as in `hub.download`. Raises `SourceUnavailable` where the connection breaks later on.
+    be needed, it is no (sound) safetensors file, its server gives no ranges, a part cannot be written, or the file cannot
+    be reached, which fetching the whole will tell of. `filename` is as in `hub.download`. Raises `SourceUnavailable` where
+    the connection breaks later on.
     """
     from safetensors import SafetensorError
 
@@ -137,33 +138,32 @@ def fetch_part(
     reference = folder / "refs" / name
     commit = reference.read_text() if reference.is_file() else name
     for path, part in kept(folder / commit, stem):
-        names = needs(part.whole)
-        if names is not None and part.names >= set(names):
+        taken = needs(part.whole)
+        if taken is not None and part.names >= set(taken):
             return path
     remote = located(repo_id, filename, revision)
     if remote is None or not remote.gives_ranges():
         return None
-    try:
-        begin, metadata, whole = header(remote)
-        names = needs(whole) if whole else None
-        if names is None:
-            return None
-        wanted = {name: whole[name] for name in names}
-        if sum(span.stop - span.start for span in wanted.values()) > WORTHWHILE * remote.size:
-            return None
-        digest = hashlib.sha256(json.dumps(sorted(wanted)).encode()).hexdigest()
-        path = folder / remote.commit / f"{stem}-{digest[:16]}{SUFFIX}"
-        try:
-            for made in (path, reference):
-                made.parent.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return None  # the client's cache of whole files may lie elsewhere
-        note = json.dumps({"commit": remote.commit, "etag": remote.etag, "size": remote.size, "whole": whole})
-        write(path, remote, begin, wanted, metadata | {NOTE: note})
-    except SafetensorError:
+    begin, metadata, whole = header(remote)
+    taken = needs(whole) if whole else None
+    if taken is None:
         return None
-    with aside(reference) as file:
-        file.write_text(remote.commit)
+    wanted = {name: whole[name] for name in taken}
+    if sum(span.stop - span.start for span in wanted.values()) > WORTHWHILE * remote.size:
+        return None
+    note = json.dumps({"commit": remote.commit, "etag": remote.etag, "size": remote.size, "whole": whole})
+    digest = hashlib.sha256(json.dumps(sorted(wanted)).encode()).hexdigest()
+    path = folder / remote.commit / f"{stem}-{digest[:16]}{SUFFIX}"
+    try:
+        for file in (path, reference):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        write(path, remote, begin, wanted, metadata | {NOTE: note})
+        with aside(reference) as file:
+            file.write_text(remote.commit)
+    except SourceUnavailable:
+        raise
+    except (SafetensorError, OSError):
+        return None  # the file is not sound, or no part can be put there: the client's cache may lie elsewhere
     return path
 
 
@@ -189,6 +189,8 @@ def kept(folder: Path, stem: str) -> Iterator[tuple[Path, Part]]:
                 said = json.loads(file.metadata()[NOTE])["whole"]
                 whole = {name: Span.of(*facts) for name, facts in said.items()}
                 part = Part(frozenset(file.keys()), whole)
+        except OSError:
+            continue  # a folder, or another process has removed it
         except (SafetensorError, KeyError, ValueError, TypeError, AttributeError):
             path.unlink(missing_ok=True)
         else:
