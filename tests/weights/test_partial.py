@@ -235,6 +235,14 @@ def test_an_embedder_does_without_a_classifier_that_is_much(hub):
         assert torch.equal(tensor, state[name])
 
 
+def test_a_configuration_need_not_state_the_classifier(hub):
+    hub.repos[SAVED] = {FILE: BODY, "config.json": b'{"architecture": "test_resnet", "num_classes": 1000}'}
+    embedder = create(f"hf-hub:{SAVED}", num_classes=0)
+    assert embedder.state_dict().keys() == {name for name in STATE if not name.startswith("fc.")}
+    for name, tensor in embedder.state_dict().items():
+        assert torch.equal(tensor, STATE[name])
+
+
 def test_files_may_lie_elsewhere(hub, full, tmp_path):
     hub.redirects = True
     same_levels(create(**TO_16), full)
@@ -447,6 +455,7 @@ def test_what_may_be_needed():
     pyramid = ziggurat.create_model("test_resnet", device="meta", **TO_16)
     everything = set(STATE)
     assert needed(embedder, cfg, False, everything) == {name for name in everything if not name.startswith("fc.")}
+    assert needed(embedder, PretrainedCfg(), False, everything) == needed(embedder, cfg, False, everything)
     assert needed(pyramid, cfg, True, everything) == set(pyramid.state_dict())
     counted = {name for name in everything if not name.endswith("num_batches_tracked")}
     assert needed(pyramid, cfg, True, counted) == counted & set(pyramid.state_dict())

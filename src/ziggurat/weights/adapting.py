@@ -99,12 +99,17 @@ def needed(
     has_neck = any(name.startswith(NECK) for name in held)
     lacking = [name for name in own if name not in held and not name.endswith(COUNTER)
                and (has_neck or not name.startswith(NECK))]
-    heads = tuple(f"{path}." for path in names(cfg.classifier))
+    heads = head_prefixes(model, cfg)
     surplus = [name for name in held if name not in own and not name.startswith((*heads, NECK))]
     remap = getattr(type(model), "remap_checkpoint", None)
     if lacking or (surplus and not is_part) or not (remap is None or remap.__module__.startswith(OURS)):
         return None
     return {name for name in held if name in own}
+
+
+def head_prefixes(model: nn.Module, cfg: PretrainedCfg) -> tuple[str, ...]:
+    """How the names of a classifier's tensors begin: as a configuration states, or else as the model's own would."""
+    return tuple(f"{path}." for path in names(cfg.classifier) or getattr(model, "classifiers", ()))
 
 
 def fills(state_dict: Mapping[str, Any], own: Iterable[str]) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ziggurat.errors import CheckpointMismatch, SourceUnavailable
 from ziggurat.weights import hub
-from ziggurat.weights.adapting import COUNTER, NECK, fit, grouped, mismatch, names
+from ziggurat.weights.adapting import COUNTER, NECK, fit, grouped, head_prefixes, mismatch
 from ziggurat.weights.channels import Bands
 from ziggurat.weights.partial import Needs, fetch_part
 from ziggurat.weights.pretrained import PretrainedCfg
@@ -139,7 +139,7 @@ def load_weights(
     cfg = as_cfg(cfg)
     fitted, unfilled = fit(model, state_dict, cfg, strict, in_chans_from, auto_mapping)
     own = model.state_dict()
-    heads = tuple(f"{path}." for path in names(cfg.classifier))
+    heads = head_prefixes(model, cfg)
     # what the model has no classifier (num_classes=0) or pyramid for is no mismatch
     surplus = [name for name in fitted if name not in own
                and (allow_extra or not strict or name.startswith((*heads, NECK)))]
