@@ -12,7 +12,7 @@ from commanding import ziggurat_
 def test_a_file_is_written_and_told(tmp_path):
     out, _ = ziggurat_("export", "test_resnet", tmp_path / "net.pt2", "--random", "--view", "pyramid", "--strides", "4,8",
                        "--size", "96", "--pixels")
-    assert "torch, images any x 3 x any x any" in out
+    assert "torch, images any x 3 x any x any of 65 pixels and more" in out
     assert "gives stride_4, stride_8; within " in out
     assert ziggurat.exporting.open(tmp_path / "net.pt2").metadata["pixels"] is True
 
@@ -26,7 +26,7 @@ def test_a_checkpoint_with_names_for_its_classes(tmp_path):
     told = json.loads(out)
     assert told.pop("error") < 1e-4
     assert told == dict(path=str(tmp_path / "net.xml"), format="openvino", view="classify", names=["scores"], shape=[2, 3, 64, 96],
-                        dynamic=[], side_step=told["side_step"])
+                        dynamic=[], min_size=64, side_step=told["side_step"])
     assert ziggurat.exporting.open(tmp_path / "net.xml").metadata["class_names"] == ["cat", "dog", "hen"]
 
 

@@ -256,11 +256,20 @@ def test_large_weights_lie_beside(tmp_path, monkeypatch):
         (dict(dynamic="height"), BadArgument, "give True (batch, height and width are free), 'batch', or False"),
         (dict(size="64"), BadArgument, "size='64': give pixels, or (height, width)"),
         (dict(size=8), BadArgument, "this model takes"),
+        (dict(size=64.0), BadArgument, "size=64.0: give pixels, or (height, width)"),
+        (dict(size=True), BadArgument, "size=True: give pixels, or (height, width)"),
         (dict(batch=0), BadArgument, "batch=0: give the number of images"),
+        (dict(batch=True), BadArgument, "batch=True: give the number of images"),
+        (dict(model="resnet50"), BadArgument, "model='resnet50': give a network, as ziggurat.create_model makes them"),
+        (dict(path=None), BadArgument, "path=None: give the path of the file to write"),
+        (dict(format=["onnx"]), BadArgument, "format=['onnx']: formats are 'onnx', "),
+        (dict(tolerance="x"), BadArgument, "tolerance='x': give a part of the largest value"),
+        (dict(class_names=iter("ab")), BadArgument, "give a list of 1000 names, one for each class"),
         (dict(class_names=["one"]), BadArgument, "give a list of 1000 names, one for each class"),
         (dict(view="embed", class_names=["one"]), BadArgument, "view='embed' has no scores"),
         (dict(tolerance=-1), BadArgument, "tolerance=-1: give a part of the largest value"),
         (dict(format="coreml", path="net.mlpackage"), BadArgument, "its runtime exists on darwin only"),
+        (dict(model=nn.MaxPool2d(99)), BadArgument, "size=64: images 1 x 3 x 64 x 64 were tried, and this MaxPool2d"),
     ],
 )
 def test_bad_arguments(arguments, error, said, monkeypatch, tmp_path):
@@ -307,6 +316,32 @@ def test_damaged_files_and_those_of_others_are_said_to_be(tmp_path):
     for path in tmp_path.glob("*.[opx]*"):
         with pytest.raises(BadArgument, match=rf"{path.name} is damaged, or no file of ziggurat.export's"):
             ziggurat.exporting.open(path)
+
+
+def test_free_sides_have_a_smallest_length(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = nn.Conv2d(5, 4, 3)  # the images' channels are those that it takes
+    made = ziggurat.export(model, "~/net.pt2", "torch", size=160)
+    assert (made.path, made.shape[1], made.min_size % SIDE_STEP) == (tmp_path / "net.pt2", 5, 0)
+    loaded = ziggurat.exporting.open("~/net.pt2")
+    assert (loaded.metadata["min_size"], loaded.metadata["side_step"]) == (made.min_size, SIDE_STEP)
+    images = np.random.default_rng(0).standard_normal((1, 5, made.min_size, 160), np.float32)[..., ::-1]
+    with torch.no_grad():
+        assert_same(loaded(images)["output"], model(torch.from_numpy(images.copy())), "maps")
+    with pytest.raises(BadArgument, match=rf"images of 64 x {made.min_size - 1} pixels: net.pt2 takes sides of {made.min_size} and"):
+        loaded(torch.zeros(1, 5, 64, made.min_size - 1))
+
+
+def test_a_package_that_must_not_be_imported_is_missing(tmp_path, monkeypatch):
+    class Blocking:
+        def find_spec(self, name, path=None, target=None):
+            if name == "onnxscript":
+                raise ModuleNotFoundError(f"{name} is blocked")
+
+    monkeypatch.delitem(sys.modules, "onnxscript", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Blocking(), *sys.meta_path])
+    with pytest.raises(MissingExtra, match="needs onnxscript, not installed"):
+        ziggurat.export(network(), tmp_path / "net.onnx")
 
 
 @pytest.mark.parametrize("name, package", [("net.onnx", "onnxruntime"), ("net.xml", "openvino")])

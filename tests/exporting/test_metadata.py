@@ -28,7 +28,7 @@ def test_a_classifier_tells_how_images_are_prepared_and_scores_read():
     assert (len(names), names[0]) == (1000, "tench, Tinca tinca")
     assert found == dict(
         mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5], interpolation="bilinear", crop_pct=0.95, crop_mode="center", pixels=False,
-        input_size=[3, 64, 96], input_shape=[None, 3, 64, None], outputs=["scores"], view="classify", strides=None,
+        input_size=[3, 64, 96], input_shape=[None, 3, 64, None], min_size=1, side_step=1, outputs=["scores"], view="classify", strides=None,
         architecture="test_resnet", tag="r160_in1k", license="apache-2.0", ziggurat_version=ziggurat.__version__,
     )
 
@@ -50,6 +50,14 @@ def test_class_names_are_those_given_then_the_models():
         with pytest.raises(BadArgument, match="give a list of 2 names, one for each class"):
             facts(model, "classify", class_names=wrong)
     assert facts(model, "embed")["class_names"] is None
+
+
+def test_of_a_network_of_others_no_classes_are_guessed():
+    parts = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1000))
+    model = ziggurat.as_backbone(parts, ["0"], input_size=64).eval()
+    assert model.num_classes == 1000
+    assert facts(model, "classify")["class_names"] is None
+    assert facts(model, "classify", class_names=(str(i) for i in range(1000)))["class_names"][7] == "7"
 
 
 def test_of_a_module_of_others_nothing_is_made_up():

@@ -48,7 +48,7 @@ def run(
 
     The input is called images; outputs are scores, embedding, stride_4 and so on. Mean and standard deviation, size, crop and
     class names are in the file's metadata. An older file stays as it is unless the new one gives the model's numbers.
-    With --json: {path, format, view, names, shape, dynamic, side_step, error}.
+    With --json: {path, format, view, names, shape, dynamic, min_size, side_step, error}.
 
     Exit status: 0 written; 2 not, and why is said.
     """
@@ -70,8 +70,9 @@ def run(
         print_json({**vars(made), "path": str(made.path)})
         return
     checked = "not checked" if made.error is None else f"within {made.error:.1e} of the model"
-    step = f", sides multiples of {made.side_step}" if made.side_step > 1 and "height" in made.dynamic else ""
-    typer.echo(f"{made.path}: {made.format}, images {' x '.join(shape)}{step}, gives {', '.join(made.names)}; {checked}")
+    sides = f" of {made.min_size} pixels and more" if "height" in made.dynamic else ""
+    step = f", multiples of {made.side_step}" if made.side_step > 1 and sides else ""
+    typer.echo(f"{made.path}: {made.format}, images {' x '.join(shape)}{sides}{step}, gives {', '.join(made.names)}; {checked}")
 
 
 def size_of(text: str | None) -> tuple[int, int] | None:

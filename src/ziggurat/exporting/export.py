@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -84,7 +85,7 @@ class Exported:
 
     `error` is the largest absolute difference over the largest absolute value of an output, over all outputs and the
     images tried; None where the check was left out. `dynamic` are the free axes, of 'batch', 'height' and 'width'; free
-    sides are multiples of `side_step` pixels.
+    sides are `min_size` pixels or more, and multiples of `side_step`.
     """
 
     path: Path
@@ -94,6 +95,7 @@ class Exported:
     shape: tuple[int, ...]
     dynamic: tuple[str, ...]
     error: float | None
+    min_size: int
     side_step: int = SIDE_STEP
 
 
@@ -114,9 +116,7 @@ class Prepared:
 
     def write(self, path: str | Path, format: str, tolerance: float = 1e-4, check: bool = True) -> Exported:
         """Writes a file, reads it back in the format's runtime, and puts it in its place where the numbers are right."""
-        if not tolerance >= 0:
-            raise BadArgument(f"tolerance={tolerance!r}: give a part of the largest value of an output, as in 1e-4")
-        path = place(path, format, check)
+        path = place(path, format, check, tolerance)
         module = format_module(format)
         with TemporaryDirectory(prefix=".ziggurat-export-", dir=path.parent) as folder:
             made = Path(folder, path.name)
@@ -129,7 +129,8 @@ class Prepared:
                 raise ExportFailed(f"format={format!r}: {self._name()} cannot be written and run ({in_brief(cause)}); "
                                    f"{self._advice(format)}") from cause
             _put_in_place(made, path)
-        return Exported(path, format, self.view.view, self.view.names, tuple(self.example.shape), self.dynamic, error)
+        return Exported(path, format, self.view.view, self.view.names, tuple(self.example.shape), self.dynamic, error,
+                        min_size(self.view, self.example))
 
     def _error(self, loaded: Loaded, format: str, tolerance: float) -> float:
         if loaded.names != self.view.names:
@@ -187,7 +188,7 @@ def export(
     gives. Raises `ExportFailed` where it is not, or where the format cannot hold the network, `BadArgument` for what this
     model or format does not have, `UnsupportedStride`, and `MissingExtra`.
     """
-    place(path, format, check)
+    place(path, format, check, tolerance)
     prepared = _prepared(model, dynamic, view, strides, size, batch, pixels, class_names)
     if prepared.fixed:
         warnings.warn(prepared.fixed, stacklevel=2)
@@ -210,23 +211,30 @@ def _prepared(
     model: nn.Module, dynamic: bool | str, view: str | None, strides: int | Sequence[int] | None,
     size: int | tuple[int, int] | None, batch: int, pixels: bool, class_names: Sequence[str] | None,
 ) -> Prepared:
+    if not isinstance(model, nn.Module):
+        raise BadArgument(f"model={model!r:.60}: give a network, as ziggurat.create_model makes them")
     free = _free(dynamic)
     height, width = _size(model, size)
-    if not (isinstance(batch, int) and batch >= 1):
+    if not (type(batch) is int and batch >= 1):
         raise BadArgument(f"batch={batch!r}: give the number of images that a file of fixed shape takes, 1 or more")
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise BadArgument("this model is on the meta device and has no weights to export")
     model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
-    channels = getattr(model, "in_chans", None) or (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
     whole = View(model, own_view(model) if view is None else view, strides, pixels=pixels)
-    example = _random_images((batch, channels, height, width), pixels)
-    whole.describe(example)
+    example = _random_images((batch, _channels(model), height, width), pixels)
+    try:
+        whole.describe(example)
+    except Exception as error:  # a module of others raises what it likes
+        if isinstance(error, ZigguratError) or is_of_memory(error):
+            raise
+        raise BadArgument(f"size={size!r}: images {' x '.join(map(str, example.shape))} were tried, and this "
+                          f"{type(model).__name__} does not give tensors for them ({in_brief(error)})") from error
     class_names = meta.names_of_classes(whole, class_names)  # what is wrong with them is told before the work
     outputs = _given(whole, example)
     part = _folded(whole, example).describe(example)
     free, reason = _capturable(part, example, free)
     fixed = f"height and width stay {height} x {width}" if free else f"the shape stays {tuple(example.shape)}"
-    metadata = meta.of(whole, example.shape, free, class_names)
+    metadata = meta.of(whole, example.shape, free, class_names, min_size(part, example), SIDE_STEP)
     others = [_another(example, free, pixels)] if free else []
     checks = [(example, outputs), *((images, _given(whole, images)) for images in others)]
     return Prepared(part, example, free, metadata, checks, f"{fixed}: {reason}" if reason else "")
@@ -245,10 +253,10 @@ def exported_program(view: View, example: Tensor, dynamic: Sequence[str] = ()) -
     if key not in programs:
         batch, channels, *sides = example.shape
         axes: dict[int, Any] = {0: Dim("batch", min=1)} if "batch" in dynamic else {}
-        least = max(min(*sides, SMALLEST), getattr(view.model, "min_size", 1))
+        least = min_size(view, example)
         for axis, name in enumerate(SIDES, 2):
             if name in dynamic:
-                axes[axis] = Dim(name, min=least) if SIDE_STEP == 1 else SIDE_STEP * Dim(name, min=-(-least // SIDE_STEP))
+                axes[axis] = Dim(name, min=least) if SIDE_STEP == 1 else SIDE_STEP * Dim(name, min=least // SIDE_STEP)
         if 0 in axes:
             batch = max(batch, 2)  # torch takes a 1 for a constant
         if 2 in axes and sides[0] == sides[1]:
@@ -259,13 +267,23 @@ def exported_program(view: View, example: Tensor, dynamic: Sequence[str] = ()) -
     return programs[key]
 
 
-def place(path: str | Path, format: str, check: bool = True) -> Path:
+def min_size(view: View, example: Tensor) -> int:
+    """The smallest free side, in pixels, of a program that is captured for images of `example`'s shape."""
+    least = max(min(*example.shape[2:], SMALLEST), getattr(view.model, "min_size", 1))
+    return -(-least // SIDE_STEP) * SIDE_STEP
+
+
+def place(path: str | Path, format: str, check: bool = True, tolerance: float = 1e-4) -> Path:
     """`path`, if a file of `format` can be written there and run here; raises `BadArgument` and `MissingExtra`."""
-    if format not in FORMATS:
+    if not (isinstance(tolerance, Real) and tolerance >= 0):
+        raise BadArgument(f"tolerance={tolerance!r}: give a part of the largest value of an output, as in 1e-4")
+    if not isinstance(format, str) or format not in FORMATS:
         close = nearest(format, FORMATS) if isinstance(format, str) else []
         raise BadArgument(f"format={format!r}: formats are {', '.join(map(repr, FORMATS))}"
                           + (f"; nearest is {close[0]!r}" if close else ""))
-    entry, path = FORMATS[format], Path(path)
+    if not isinstance(path, (str, os.PathLike)):
+        raise BadArgument(f"path={path!r}: give the path of the file to write")
+    entry, path = FORMATS[format], Path(path).expanduser()
     if path.suffix != entry.suffix:
         raise BadArgument(f"path={str(path)!r}: files of format={format!r} end in {entry.suffix}")
     if path.is_dir() and not (format == "coreml" and Path(path, "Manifest.json").is_file()):
@@ -275,7 +293,7 @@ def place(path: str | Path, format: str, check: bool = True) -> Path:
     require(format, entry.packages)
     if check and entry.runs_on and sys.platform != entry.runs_on:
         raise BadArgument(f"format={format!r}: its runtime exists on {entry.runs_on} only, so the file could not be checked "
-                          "here; give check=False to write it unchecked")
+                          "here; leave the check out (check=False, --no-check) to write it unchecked")
     return path
 
 
@@ -311,10 +329,18 @@ def _size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, in
         if stated is None:
             raise BadArgument(f"size=None: this {type(model).__name__} states no size; give size=224, say")
         return stated[1], stated[2]
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise BadArgument(f"size={size!r}: give pixels, or (height, width)")
     return sides[0], sides[1]
+
+
+def _channels(model: nn.Module) -> int:
+    """Channels of the images: what the network states, else what its first convolution takes."""
+    stated = getattr(model, "in_chans", None) or (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (None,))[0]
+    convolutions = (part for part in model.modules() if isinstance(part, nn.Conv2d))
+    channels: int = stated or next((part.in_channels for part in convolutions), 3)
+    return channels
 
 
 def _folded(view: View, example: Tensor) -> View:

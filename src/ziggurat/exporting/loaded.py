@@ -37,6 +37,8 @@ class Loaded:
 
     def __call__(self, images: np.ndarray | Tensor) -> dict[str, Tensor]:
         """The outputs on `images`, float32; raises `BadArgument` for images of another type or shape than the file takes."""
+        if isinstance(images, np.ndarray):
+            images = np.ascontiguousarray(images)  # torch takes no negative strides
         images = torch.as_tensor(images).detach().cpu().contiguous()
         dtype = torch.uint8 if self.metadata["pixels"] else torch.float32
         if images.dtype != dtype:
@@ -45,6 +47,11 @@ class Loaded:
         if images.ndim != 4 or any(side not in (None, got) for side, got in zip(self.input_shape, images.shape)):
             wanted = ", ".join(axis if side is None else str(side) for axis, side in zip("BCHW", self.input_shape))
             raise BadArgument(f"images of shape {tuple(images.shape)}: {self.path.name} takes ({wanted})")
+        least, step = self.metadata["min_size"], self.metadata["side_step"]
+        free = [got for side, got in zip(self.input_shape[2:], images.shape[2:]) if side is None]
+        if any(got < least or got % step for got in free):
+            raise BadArgument(f"images of {images.shape[2]} x {images.shape[3]} pixels: {self.path.name} takes sides of {least} and "
+                              "more" + (f", multiples of {step}" if step > 1 else ""))
         outputs = self._run(images)
         assert len(outputs) == len(self.names), "the runtime gives other outputs than the file names"
         return {name: torch.as_tensor(output) for name, output in zip(self.names, outputs)}
