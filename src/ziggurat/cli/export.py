@@ -70,9 +70,9 @@ def run(
         print_json({**vars(made), "path": str(made.path)})
         return
     checked = "not checked" if made.error is None else f"within {made.error:.1e} of the model"
-    sides = f" of {made.min_size} pixels and more" if "height" in made.dynamic else ""
-    step = f", multiples of {made.side_step}" if made.side_step > 1 and sides else ""
-    typer.echo(f"{made.path}: {made.format}, images {' x '.join(shape)}{sides}{step}, gives {', '.join(made.names)}; {checked}")
+    least = f" of {made.min_size} pixels and more" if "height" in made.dynamic else ""
+    step = f", multiples of {made.side_step}" if made.side_step > 1 and least else ""
+    typer.echo(f"{made.path}: {made.format}, images {' x '.join(shape)}{least}{step}, gives {', '.join(made.names)}; {checked}")
 
 
 def size_of(text: str | None) -> tuple[int, int] | None:

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -275,7 +274,7 @@ def min_size(view: View, example: Tensor) -> int:
 
 def place(path: str | Path, format: str, check: bool = True, tolerance: float = 1e-4) -> Path:
     """`path`, if a file of `format` can be written there and run here; raises `BadArgument` and `MissingExtra`."""
-    if not (isinstance(tolerance, Real) and tolerance >= 0):
+    if not (isinstance(tolerance, (int, float)) and tolerance >= 0):
         raise BadArgument(f"tolerance={tolerance!r}: give a part of the largest value of an output, as in 1e-4")
     if not isinstance(format, str) or format not in FORMATS:
         close = nearest(format, FORMATS) if isinstance(format, str) else []
