@@ -169,3 +169,10 @@ def test_a_features_only_model_is_cut_again(name):
     assert len(model.feature_info.channels()) == 2
     with pytest.raises(BadArgument, match="features-only model gives maps and has no classifier"):
         model.reset_classifier(5)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_levels_that_were_removed_cannot_be_kept(name):
+    model = create_model(name, features_only=True, out_indices=(1,), device="meta")
+    with pytest.raises(BadArgument, match=r"out_indices=\(2,\): level 2 was pruned; levels 0 to 1 are left"):
+        model.keep_levels((2,))

@@ -313,10 +313,12 @@ class Levels(nn.Module):
 
         `norm` gives levels behind the trunk's final norm where that fits: all of a plain ViT, the last of a network
         that grows coarser. Others stay as they are, and all do where the norm lies behind the pooling or nowhere.
-        `feature_info` says which are normed.
+        `feature_info` says which are normed. Raises `BadArgument` for a level that was removed before.
         """
         made_with = dict(self.arguments)
         take = take_indices(len(self.feature_info), out_indices)
+        if max(take) >= self._depth:
+            raise BadArgument(f"out_indices={out_indices}: level {max(take)} was pruned; levels 0 to {self._depth - 1} are left")
         self._prune(max(take), prune_norm=not norm, prune_head=self.out_indices is None)
         self.arguments = made_with
         self.remember(features_only=True, out_indices=take, out_strides=None, norm=norm or None)
