@@ -285,6 +285,15 @@ def test_one_revision_is_one_commit_from_its_newest_part_on(hub, tmp_path):
     assert hub.requests == []
 
 
+def test_a_file_whose_name_begins_alike_is_another(hub):
+    first = "conv1.0.weight"
+    other = STATE | {first: STATE[first] + 1}
+    hub.repos[RESNET] = {FILE: BODY, "model-ema.safetensors": safetensors.torch.save(other)}
+    averaged = create(pretrained_cfg=dict(hf_hub_id=RESNET, hf_hub_filename="model-ema.safetensors"), **TO_16)
+    assert torch.equal(averaged.state_dict()[first], other[first])
+    assert torch.equal(create(**TO_16).state_dict()[first], STATE[first])
+
+
 def test_a_part_serves_offline_where_it_suffices(hub, full, monkeypatch):
     create(**TO_16)
     hub.requests.clear()

@@ -30,6 +30,7 @@ Needs = Callable[[Collection[str]], Collection[str] | None]
 
 NOTE = "ziggurat.part"  # the entry of a part's metadata that says what it is a part of
 SUFFIX = ".safetensors"
+DIGEST = 16  # letters by which the names of a file's parts differ
 FIRST = 2**16  # bytes that are asked for first: most headers fit
 GAP = 2**16  # fewer unwanted bytes than this are fetched along, rather than asked around
 PIECE = 2**24  # bytes of one request, which is what is repeated when a connection breaks
@@ -153,7 +154,7 @@ def fetch_part(
         return None
     note = json.dumps({"commit": remote.commit, "etag": remote.etag, "size": remote.size, "whole": whole})
     digest = hashlib.sha256(json.dumps(sorted(wanted)).encode()).hexdigest()
-    path = folder / remote.commit / f"{stem}-{digest[:16]}{SUFFIX}"
+    path = folder / remote.commit / f"{stem}-{digest[:DIGEST]}{SUFFIX}"
     try:
         for file in (path, reference):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +184,7 @@ def kept(folder: Path, stem: str) -> Iterator[tuple[Path, Part]]:
     """The parts of a file that are there. One that is damaged or cut off is removed."""
     from safetensors import SafetensorError, safe_open
 
-    for path in sorted(folder.glob(f"{glob.escape(stem)}-*{SUFFIX}")):
+    for path in sorted(folder.glob(f"{glob.escape(stem)}-{'[0-9a-f]' * DIGEST}{SUFFIX}")):
         try:
             with safe_open(path, framework="pt") as file:
                 said = json.loads(file.metadata()[NOTE])["whole"]
