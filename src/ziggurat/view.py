@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from .backbone import Backbone
 from .errors import BadArgument
 
-__all__ = ["VIEWS", "View", "evaluating", "largest_error", "own_view"]
+__all__ = ["VIEWS", "View", "as_strides", "evaluating", "largest_error", "own_view"]
 
 VIEWS = ("classify", "embed", "pyramid", "tokens")
 
@@ -46,12 +46,16 @@ class View(nn.Module):
         allowed = _views_of(model)
         if view not in allowed:
             raise BadArgument(f"view={view!r}: {_name(model)} gives {', '.join(map(repr, allowed))}")
-        if strides is not None and view != "pyramid":
-            raise BadArgument(f"strides={strides!r} are those of view='pyramid', and view={view!r} was asked for")
+        for argument, value in (("strides", strides), ("norm", norm)):
+            if value is not None and view != "pyramid":
+                raise BadArgument(f"{argument}={value!r} is for view='pyramid', and view={view!r} was asked for")
         self.model = model.eval()
         self.view, self.norm, self.pixels = view, norm, pixels
-        self.strides = (strides,) if isinstance(strides, int) else None if strides is None else tuple(strides)
+        self.strides = as_strides(strides)
         cfg = getattr(model, "pretrained_cfg", None) or {}
+        if pixels and not (cfg.get("mean") and cfg.get("std")):
+            raise BadArgument(f"images of bytes: {_name(model)} states no mean and std to normalise them by; give normalised "
+                              "numbers, or set model.pretrained_cfg = dict(mean=..., std=...)")
         like = next(model.parameters(), torch.empty(()))
         for name, default in (("mean", 0.0), ("std", 1.0)):
             values = torch.tensor(cfg.get(name, default), dtype=torch.float32, device=like.device)
@@ -96,12 +100,25 @@ class View(nn.Module):
 
 
 def own_view(model: nn.Module) -> str:
-    """The view that `model(images)` is: 'classify', 'embed' or 'pyramid'; 'forward' of a module that is no backbone."""
+    """The view that `model(images)` is: 'classify', 'embed' or 'pyramid'.
+
+    'forward' of a module that is no backbone, and of one without classes or pooling.
+    """
     if not isinstance(model, Backbone):
         return "forward"
     if model.out_indices is not None:
         return "pyramid"
-    return "classify" if model.num_classes else "embed"
+    return "classify" if model.num_classes else "embed" if model.has_embedding else "forward"
+
+
+def as_strides(strides: object) -> tuple[int, ...] | None:
+    """One stride, several or None (all), as it was given to a view. Raises `BadArgument` for what is no stride."""
+    if strides is None or isinstance(strides, int):
+        return None if strides is None else (strides,)
+    found = tuple(strides) if isinstance(strides, Iterable) else (strides,)
+    if not all(isinstance(stride, int) for stride in found):
+        raise BadArgument(f"strides={strides!r}: give a stride, or a list of them")
+    return found
 
 
 @contextmanager

@@ -68,10 +68,10 @@ def test_json_takes_names_that_follow_it_for_names(asked):
 @pytest.mark.parametrize("arguments, said", [
     (["--batch", "1,x"], "--batch 1,x: give whole numbers"), (["--batch", "0"], "--batch 0: give whole numbers"),
     (["--views", "tokens"], "view='tokens': what is timed are classify, embed, pyramid"),
-    (["--views", "classify,"], "--views classify,: give names with commas between them"),
+    (["--views", "classify,"], "--views classify,: give values with commas between them"),
     (["--precision", "fp8"], "precision='fp8'"), (["--backends", "tensorrt"], "no backend 'tensorrt'"),
     (["--backends", ""], "--backends: name one at least"), (["--against", "torchvision"], "no backend 'torchvision'"),
-    (["--json", "nowhere/x.json"], "there is no folder nowhere"), (["--plot", "x.bmp"], "--plot x.bmp: give a file name that ends in"),
+    (["--json", "nowhere/x.json"], "--json nowhere/x.json: give the name of a file"), (["--json", "./"], "--json .: give the name of a file"), (["--plot", "x.bmp"], "--plot x.bmp: give a file name that ends in"),
 ], ids=str)
 def test_refused(arguments, said):
     out, err = ziggurat_("bench", "resnet18", *arguments, status=2)

@@ -1,6 +1,8 @@
 """`optimize` as its users meet it: the same numbers from any view, size and batch; a choice that is checked and kept."""
 
+import copy
 import json
+import pickle
 import sys
 import threading
 import types
@@ -11,7 +13,7 @@ import torch
 
 import ziggurat
 from ziggurat.errors import BadArgument, MissingExtra
-from ziggurat.optimization import choices, optimizing
+from ziggurat.optimization import choices, fused, optimizing
 from ziggurat.optimization.program import Program, Recipe, Unavailable
 from ziggurat.view import largest_error
 
@@ -230,7 +232,16 @@ def test_threads_share_it():
     (dict(view="boxes"), "test_resnet gives 'classify', 'embed', 'pyramid', 'forward'"),
     (dict(view="tokens"), "test_resnet gives 'classify', 'embed', 'pyramid', 'forward'"),
     (dict(view="pyramid", strides=5), "5"),
-    (dict(strides=8), r"strides=\(8,\) are those of view='pyramid'"),
+    (dict(strides=8), r"strides=\(8,\) is for view='pyramid'"),
+    (dict(norm=True), "norm=True is for view='pyramid'"),
+    (dict(strides=8.0, view="pyramid"), "strides=8.0: give a stride"),
+    (dict(model="resnet18"), "model='resnet18': give a module"),
+    (dict(backend=None), "backend=None: give 'auto'"),
+    (dict(threads=1.5), "threads=1.5"),
+    (dict(tolerance="x"), "tolerance='x'"),
+    (dict(precision="int8", calibration=[]), r"calibration=\[\]: give a tensor of images"),
+    (dict(precision="int8", calibration="photos"), "calibration='photos': give a tensor of images"),
+    (dict(precision="int8", calibration=[torch.zeros(3, 8, 8)]), r"calibration has an image of shape \(3, 8, 8\)"),
     (dict(tolerance=0), "tolerance=0"),
     (dict(tolerance=float("nan")), "tolerance=nan"),
     (dict(threads=0), "threads=0"),
@@ -238,13 +249,103 @@ def test_threads_share_it():
     (dict(example=torch.zeros(3, 64, 64)), r"\(B C H W\), not \(3, 64, 64\)"),
     (dict(example=torch.zeros(0, 3, 64, 64)), "one image at least"),
     (dict(example=torch.zeros(2, 4, 64, 64)), "takes 3 channels"),
+    (dict(example=torch.zeros(2, 3, 64, 64, device="meta")), "images are on meta and the network on cpu"),
     (dict(example=torch.zeros(2, 3, 64, 64, dtype=torch.int32)), "uint8"),
     (dict(example=(3, 64, 64)), "the four numbers of its shape"),
     (dict(example="cat.jpg"), "the four numbers of its shape"),
 ])
 def test_bad_arguments_say_what_works(arguments, sentence):
     with pytest.raises(BadArgument, match=sentence):
-        ziggurat.optimize(made(), **{"example": images(2), "verbose": False, **arguments})
+        ziggurat.optimize(**{"model": made(), "example": images(2), "verbose": False, **arguments})
+
+
+@pytest.mark.parametrize("backend", ["eager", "onednn", "onnxruntime", "openvino"])
+def test_images_come_in_any_precision_from_the_networks_device(backend):
+    fast, x = ziggurat.optimize(made(), images(2).double(), backend=backend, verbose=False), images(2)
+    for other in (x.half(), x.double()):
+        assert largest_error([fast(other)], [fast(x)]) < 1e-2
+    with pytest.raises(BadArgument, match="images are on meta and the network on cpu"):
+        fast(x.to("meta"))
+
+
+def test_a_network_in_bf16_is_compared_in_fp32():
+    model, x = made().bfloat16(), images(2)
+    fast = ziggurat.optimize(model, x, backend="eager", verbose=False)
+    assert largest_error([fast(x)], [model.float()(x).detach()]) < 1e-5
+
+
+def test_a_network_without_pooling_gives_its_map():
+    model, x = made(num_classes=0, global_pool=""), images(2)
+    fast = ziggurat.optimize(model, x, backend="eager", verbose=False)
+    assert fast.view == "forward"
+    assert largest_error([fast(x)], [model(x).detach()]) < 1e-5
+
+
+def test_bytes_want_a_mean():
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3))
+    x = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(BadArgument, match="Sequential states no mean and std"):
+        ziggurat.optimize(module, x, backend="eager", verbose=False)
+
+
+def test_two_at_once_do_not_see_each_other():
+    failed, models = [], [made(), made("test_efficientnet")]
+
+    def run(model):
+        try:
+            fast = ziggurat.optimize(model, images(1), backend="eager", verbose=False, cache=False)
+            assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fast.model.modules())
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run, args=(model,)) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+def test_another_threads_network_is_not_watched():
+    """Folding sees what its own thread computes, though torch's hooks are of the whole process."""
+    model, other, done = made(), made("test_efficientnet"), threading.Event()
+
+    def serve():
+        while not done.is_set():
+            other(images(1))
+
+    server = threading.Thread(target=serve)
+    server.start()
+    try:
+        found = [fused(model) for _ in range(5)]
+    finally:
+        done.set()
+        server.join()
+    for network in found:
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+
+
+def test_what_is_optimized_is_not_copied():
+    fast = ziggurat.optimize(made(), images(1), backend="eager", verbose=False)
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="pickle the model, and optimize it there"):
+            copied(fast)
+
+
+def test_a_corrupt_entry_that_cannot_be_removed(own_cache, monkeypatch):
+    ziggurat.optimize(made(), images(1), backend="eager", verbose=False)
+    [entry] = own_cache.iterdir()
+    entry.write_text("{")
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(choices.Path, "unlink", refused)
+    monkeypatch.setattr(choices.os, "replace", refused)
+    with pytest.warns(UserWarning, match="cannot be used"), pytest.warns(UserWarning, match="could not be kept"):
+        fast = ziggurat.optimize(made(), images(1), backend="eager", verbose=False)
+    assert fast.recipe.backend == "eager"
+    assert [path.name for path in own_cache.iterdir()] == [entry.name]
 
 
 @pytest.mark.parametrize("backend, package, extra", [("openvino", "openvino", "openvino"), ("onnxruntime", "onnxruntime", "onnx")])

@@ -175,6 +175,11 @@ class Backbone(Levels, metaclass=_Finished):
         """
         return self.global_pool(x)
 
+    @property
+    def has_embedding(self) -> bool:
+        """Whether `embed` has a vector to give: not with `global_pool=''`."""
+        return bool(self._pool_type)
+
     def set_pool(self, global_pool: str) -> None:
         """Changes how `pool` works: the argument `global_pool` of `reset_classifier`."""
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))

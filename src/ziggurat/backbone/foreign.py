@@ -263,6 +263,11 @@ class Foreign(Backbone):
         self.wrapped.training = mode
         return self
 
+    @property
+    def has_embedding(self) -> bool:
+        """True: whether it pools is the module's own affair."""
+        return True
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh linear layer of `num_classes` in the classifier's place; 0 gives the embedding.
 

@@ -18,6 +18,7 @@ precision), `settings` (`backends`, `rounds`, `threads`, `device`) and `results`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -116,11 +117,19 @@ def cells(result: Result) -> Iterator[str]:
         yield "" if reached is None else f"{reached:.0%}"
 
 
+def check_file(option: str, path: Path) -> None:
+    """Raises `BadArgument` where no file can be written to `path`, before hours of timing."""
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise BadArgument(f"{option} {path}: give the name of a file, in a folder that is there and can be written")
+
+
 def check_plot(path: Path) -> None:
     """Raises `BadArgument` for a file that `plot` cannot write, and `MissingExtra`, before hours of timing."""
     import_matplotlib()
-    if path.suffix.lower() not in (".png", ".svg", ".pdf") or not path.absolute().parent.is_dir():
-        raise BadArgument(f"--plot {path}: give a file name that ends in .png, .svg or .pdf, in a folder that is there")
+    check_file("--plot", path)
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise BadArgument(f"--plot {path}: give a file name that ends in .png, .svg or .pdf")
 
 
 def plot(comparison: Comparison, path: Path) -> None:

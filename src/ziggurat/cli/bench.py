@@ -18,7 +18,8 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = []
         for here, following in zip(args, [*args[1:], ""]):
-            given.append(f"--json={STDOUT}" if here == "--json" and not following.endswith(".json") else here)
+            is_file = following.endswith(".json") or "/" in following
+            given.append(f"--json={STDOUT}" if here == "--json" and not is_file else here)
         return super().parse_args(ctx, given)
 
 
@@ -69,8 +70,8 @@ def run(
         raise BadArgument("--backends: name one at least")
     cases = [Case(name, view, count, arithmetic, size, pixels) for name in names for view in several("--views", views)
              for count in whole("--batch", batch) for arithmetic in several("--precision", precision)]
-    if json is not None and json != STDOUT and not Path(json).parent.is_dir():
-        raise BadArgument(f"--json {json}: there is no folder {Path(json).parent}")
+    if json is not None and json != STDOUT:
+        report.check_file("--json", Path(json))
     if plot is not None:
         report.check_plot(plot)
     out = report.console()
@@ -103,7 +104,7 @@ def several(option: str, text: str) -> list[str]:
     """The values of an option that takes several with commas between them, each once."""
     found = [part.strip() for part in text.split(",")] if text else []
     if not all(found):
-        raise BadArgument(f"{option} {text}: give names with commas between them, and nothing empty")
+        raise BadArgument(f"{option} {text}: give values with commas between them, and nothing empty")
     return list(dict.fromkeys(found))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -107,7 +108,7 @@ def read(asked: Mapping[str, Any]) -> tuple[int, list[Trial]] | None:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         warnings.warn(f"{path}: this entry of the cache cannot be used ({type(error).__name__}: {error}); it is made anew",
                       stacklevel=3)
-        path.unlink(missing_ok=True)
+        _removed(path)
         return None
     except OSError:  # mostly there is none; where the folder is at fault, writing says so
         return None
@@ -129,16 +130,22 @@ def write(asked: Mapping[str, Any], chosen: int, trials: list[Trial]) -> None:
     entry = {"asked": asked, "chosen": chosen, "trials": [asdict(trial) for trial in trials]}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".partial", delete=False) as file:
-            json.dump(entry, file, indent=1)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent, suffix=".partial") as folder:
+            made = Path(folder, path.name)
+            made.write_text(json.dumps(entry, indent=1), encoding="utf-8")
+            os.replace(made, path)
     except OSError as error:
         warnings.warn(f"{path}: the choice could not be kept ({error}); name another folder in ZIGGURAT_CACHE", stacklevel=3)
 
 
 def forget(asked: Mapping[str, Any]) -> None:
     """Removes the entry of `asked`, if there is one."""
-    _path(asked).unlink(missing_ok=True)
+    _removed(_path(asked))
+
+
+def _removed(path: Path) -> None:
+    with contextlib.suppress(OSError):  # a folder that cannot be written: `write`, which follows, says so
+        path.unlink(missing_ok=True)
 
 
 def _path(asked: Mapping[str, Any]) -> Path:

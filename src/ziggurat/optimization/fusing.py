@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -159,6 +160,7 @@ class _Watch(TorchFunctionMode):
         self.constants = {id(t): t for t in (*model.parameters(), *model.buffers())}
         """What depends on parameters and buffers alone."""
         self.frames: list[_Frame] = []
+        self.thread = threading.get_ident()
         before = register_module_forward_pre_hook(self._enter)
         after = register_module_forward_hook(self._leave, always_call=True)
         try:
@@ -175,9 +177,13 @@ class _Watch(TorchFunctionMode):
             self.readers[id(value)].append(None)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if threading.get_ident() != self.thread:  # hooks are of the whole process
+            return
         self.frames.append(_Frame(module, args[0] if args else None))
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if threading.get_ident() != self.thread:
+            return
         frame = self.frames.pop()
         for step in frame.steps:
             self.fed[step] = step.input is frame.input

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..errors import BadArgument
-from ..view import View, own_view
+from ..view import View, as_strides, own_view
 from .choices import Trial
 from .fusing import fold_preprocessing
 from .program import Program, Recipe
@@ -77,8 +77,7 @@ class Optimized:
         self, images: Tensor, strides: int | Sequence[int] | None = None, norm: bool | None = None
     ) -> dict[int, Tensor]:
         """Maps (B C H/s W/s) keyed by stride s; see `Backbone.pyramid`."""
-        strides = (strides,) if isinstance(strides, int) else None if strides is None else tuple(strides)
-        levels: dict[int, Tensor] = self._run(images, ("pyramid", strides, norm))
+        levels: dict[int, Tensor] = self._run(images, ("pyramid", as_strides(strides), norm))
         return levels
 
     def tokens(self, images: Tensor) -> dict[str, Tensor]:
@@ -105,6 +104,10 @@ class Optimized:
         from .report import as_text
 
         return as_text(self.trials, self.recipe)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("what optimize gives holds programs of this process and can be neither copied nor pickled: copy or "
+                        "pickle the model, and optimize it there; the choice is kept on disk, so that is quick")
 
     def __repr__(self) -> str:
         network = getattr(self.model, "architecture", "") or type(self.model).__name__
@@ -146,7 +149,10 @@ def key_of(asked: tuple[Any, ...], images: Tensor) -> tuple[Any, ...]:
 
 
 def as_batch(model: nn.Module, images: Tensor) -> Tensor:
-    """Images as programs take them, (B C H W): bytes may come as (B H W C). Raises `BadArgument` for what is no batch."""
+    """Images as programs take them, (B C H W), bytes or float32: bytes may come as (B H W C), numbers in any precision.
+
+    Raises `BadArgument` for what is no batch, or not where the network is.
+    """
     channels = getattr(model, "in_chans", None)
     if not isinstance(images, Tensor) or images.ndim != 4:
         what = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
@@ -157,4 +163,7 @@ def as_batch(model: nn.Module, images: Tensor) -> Tensor:
         images = images.permute(0, 3, 1, 2)
     if channels is not None and images.shape[1] != channels:
         raise BadArgument(f"images of shape {tuple(images.shape)}: this network takes {channels} channels (B {channels} H W)")
-    return images.detach()
+    device = next(model.parameters(), images).device
+    if images.device != device:
+        raise BadArgument(f"images are on {images.device} and the network on {device}: bring both to one device")
+    return images.detach() if images.dtype == torch.uint8 else images.detach().float()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import statistics
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadArgument, MissingExtra
-from ..view import View, evaluating, largest_error, own_view
+from ..view import View, as_strides, evaluating, largest_error, own_view
 from . import choices
 from .choices import Trial
 from .fusing import fold_preprocessing, fused
@@ -35,6 +37,7 @@ TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 4e-1}
 """The error allowed by default in each arithmetic, as a share of an output's largest value."""
 GIVEN = Recipe("eager", "fp32", layout="as given")
 FINALISTS = 4
+_one_at_a_time = threading.Lock()  # two that time at once would time each other
 NEAR = 0.8  # of the best speed found: what is slower is no finalist
 
 
@@ -95,23 +98,26 @@ def optimize(
     a backend named that is not installed, and `Unavailable`, a `BadArgument`, where one that was named cannot take the
     network, or none is within tolerance.
     """
+    if not isinstance(model, nn.Module):
+        raise BadArgument(f"model={model!r:.60}: give a module, as ziggurat.create_model makes it")
     images = _example(model, example)
     device = images.device
     if precision not in PRECISIONS:
         raise BadArgument(f"precision={precision!r}: give one of {', '.join(map(repr, PRECISIONS))}")
     if tolerance is None:
         tolerance = TOLERANCES[precision]
-    elif not 0 < tolerance < float("inf"):
+    elif isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < float("inf"):
         raise BadArgument(f"tolerance={tolerance!r}: give the largest error allowed, as a share of the largest value; 0.001, say")
-    if threads is not None and threads < 1:
+    if threads is not None and (type(threads) is not int or threads < 1):
         raise BadArgument(f"threads={threads!r}: give 1 or more")
     is_auto = backend == "auto"
-    backends = TRIED.get(device.type, ("eager",)) if is_auto else (backend,) if isinstance(backend, str) else tuple(backend)
-    for name in backends or ("",):
+    named = (backend,) if isinstance(backend, str) else tuple(backend) if isinstance(backend, (list, tuple)) else ()
+    backends = TRIED.get(device.type, ("eager",)) if is_auto else tuple(dict.fromkeys(named))
+    for name in backends or (backend,):
         if name not in BACKENDS:
             raise BadArgument(f"backend={name!r}: give 'auto', or some of {', '.join(map(repr, BACKENDS))}")
     own = own_view(model) if getattr(model, "out_indices", None) is None else "forward"
-    asked_view = (view or own, (strides,) if isinstance(strides, int) else strides and tuple(strides), norm)
+    asked_view = (view or own, as_strides(strides), norm)
     if precision == "int8":
         calibration = _calibration(model, images, calibration)
     elif calibration is not None:
@@ -119,7 +125,9 @@ def optimize(
     asked = _Asked(backends, (precision, "fp32") if len(backends) > 1 and precision != "fp32" else (precision,), tolerance,
                    threads or torch.get_num_threads(), calibration, insists=len(backends) == 1)
 
-    with evaluating(model), torch.no_grad():
+    if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in model.parameters()):
+        model = copy.deepcopy(model).float()  # the numbers are compared with those of fp32
+    with _one_at_a_time, evaluating(model), torch.no_grad():
         given = View(model, *canonical(model, asked_view)[:2], norm=norm, pixels=images.dtype == torch.uint8).describe(images)
         less = fused(model)
         light = fold_preprocessing(View(less, given.view, given.strides, norm=norm, pixels=given.pixels).describe(images))
@@ -160,9 +168,6 @@ def _example(model: nn.Module, example: Tensor | Sequence[int]) -> Tensor:
     images = as_batch(model, example)
     if not len(images):
         raise BadArgument(f"example of shape {tuple(images.shape)}: give one image at least")
-    like = next(model.parameters(), images)
-    if like.device != images.device:
-        raise BadArgument(f"example is on {images.device} and the network on {like.device}: bring both to one device")
     return images
 
 
@@ -174,6 +179,8 @@ def _calibration(model: nn.Module, example: Tensor, given: Tensor | Sequence[Any
                           "hundreds of the kind that will come", stacklevel=3)
         return example
     if not isinstance(given, Tensor):
+        if not isinstance(given, (list, tuple)) or not given:
+            raise BadArgument(f"calibration={given!r:.60}: give a tensor of images (N C H W), or a list of paths or pictures")
         from ..data import create_transform, resolve_model_data_config
         from ..data.image import open_image
 
@@ -181,7 +188,12 @@ def _calibration(model: nn.Module, example: Tensor, given: Tensor | Sequence[Any
             raise BadArgument("calibration: for an example of bytes give bytes too, a uint8 tensor (N C H W)")
         prepare = create_transform(**{**resolve_model_data_config(model), "input_size": tuple(example.shape[1:])})
         pictures = (open_image(one) if isinstance(one, (str, Path)) else one for one in given)
-        given = torch.stack([one if isinstance(one, Tensor) else prepare(one) for one in pictures])
+        ready = [one if isinstance(one, Tensor) else prepare(one) for one in pictures]
+        for one in ready:
+            if one.shape != example.shape[1:]:
+                raise BadArgument(f"calibration has an image of shape {tuple(one.shape)}: give images like the example, "
+                                  f"{tuple(example.shape[1:])}")
+        given = torch.stack(ready)
     images = as_batch(model, given)
     if images.shape[1:] != example.shape[1:] or (images.dtype == torch.uint8) != (example.dtype == torch.uint8) or not len(images):
         raise BadArgument(f"calibration of shape {tuple(images.shape)} and {images.dtype}: give images like the example, "
