@@ -252,7 +252,7 @@ def test_large_weights_lie_beside(tmp_path, monkeypatch):
         (dict(path="nowhere/net.onnx"), BadArgument, "there is no folder nowhere; create it first"),
         (dict(view="tokens"), BadArgument, "test_resnet gives 'classify', 'embed', 'pyramid', 'forward'"),
         (dict(view="pyramid", strides=(3,)), UnsupportedStride, "there is no level of stride 3"),
-        (dict(strides=(4,)), BadArgument, "strides=(4,) are those of view='pyramid'"),
+        (dict(strides=(4,)), BadArgument, "strides=(4,) is for view='pyramid'"),
         (dict(dynamic="height"), BadArgument, "give True (batch, height and width are free), 'batch', or False"),
         (dict(size="64"), BadArgument, "size='64': give pixels, or (height, width)"),
         (dict(size=8), BadArgument, "this model takes"),
