@@ -102,6 +102,18 @@ def test_padding_by_the_size_of_the_images_is_cut_to_measure():
         assert torch.equal(changed.module(check_guards=False)(images)[0], Ceil()(images)[0])
 
 
+def test_the_mean_of_a_map_says_nothing_of_memory():
+    class Pooled(torch.nn.Module):
+        def forward(self, images):
+            last = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+            return torch.nn.functional.adaptive_avg_pool2d(last, 1), torch.nn.functional.adaptive_avg_pool2d(last, (2, 3))
+
+    images = torch.randn(2, 5, 8, 9)
+    changed = coreml.decomposed(torch.export.export(Pooled(), (images,)))
+    assert not any("as_strided" in str(node.target) for node in changed.graph.nodes)
+    assert largest_error(changed.module()(images), Pooled()(images)) < 1e-6
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML runs here: test_export.py checks it")
 def test_core_ml_is_written_unchecked_off_macos(tmp_path):
     import coremltools

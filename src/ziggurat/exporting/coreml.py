@@ -106,6 +106,11 @@ def addcmul(x: Tensor, first: Tensor, second: Tensor, *, value: float = 1) -> Te
     return x + first * second * value
 
 
+def adaptive_avg_pool2d(x: Tensor, size: Sequence[Any]) -> Tensor:
+    """The mean of a map; torch's own form of it says how the mean lies in memory, too."""
+    return x.mean((2, 3), keepdim=True) if list(size) == [1, 1] else NotImplemented
+
+
 def avg_pool2d(
     x: Tensor, size: list[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,), ceil_mode: bool = False,
     count_include_pad: bool = True, divisor_override: int | None = None,
@@ -156,6 +161,7 @@ def _largest(size: Any, side: Any, smallest: int) -> int:
 
 DECOMPOSED: dict[Any, Callable[..., Any]] = {
     **ANTIALIASED,
+    aten.adaptive_avg_pool2d.default: adaptive_avg_pool2d,
     aten.addcmul.default: addcmul,
     aten.avg_pool2d.default: avg_pool2d,
     aten.channel_shuffle.default: channel_shuffle,
