@@ -35,7 +35,14 @@ ELSEWHERE = {
 } | dict.fromkeys(itertools.product(["repmlp_t224"], CHECKS), "tests/models/test_repmlp.py")  # images of 224 pixels or more
 
 # captured with fewer layers, all of which are alike
-SHALLOWER = {("densenet121", check): dict(block_config=(2, 3, 2, 2)) for check in ("compile", "export")}
+SHALLOWER = {
+    (name, check): arguments
+    for name, arguments in (
+        ("densenet121", dict(block_config=(2, 3, 2, 2))), ("deit_tiny_patch16_224", dict(depth=4)),
+        ("deit_tiny_distilled_patch16_224", dict(depth=4)),
+    )
+    for check in ("compile", "export")
+}
 
 
 @pytest.mark.parametrize(
