@@ -118,7 +118,8 @@ def build(view: View, images: Tensor, recipe: Recipe, threads: int, calibration:
     Runtime does not take it, and `BadArgument` for int8 without calibration.
     """
     example = images[: recipe.part or len(images)]
-    graph = _graph(view, example, rewritten=recipe.precision == "fp32" and not images.is_cuda)
+    # several threads within an operator gain nothing by the rewriting: spreading a gate is not one they share
+    graph = _graph(view, example, rewritten=recipe.precision == "fp32" and recipe.part > 0)
     if recipe.precision == "int8":
         quantized = Graph(graph.free_batch)
         quantize_onnx(graph.path, quantized.path, view, example, calibration)
@@ -149,14 +150,15 @@ def _session(graph: Graph, device: torch.device, batch: int, threads: int) -> Se
 
 
 def _graph(view: View, part: Tensor, rewritten: bool) -> Graph:
-    """The view as a file for batches like `part`, made once for all of them where it can be; `rewritten` for floats on a CPU."""
+    """The view as a file for batches like `part`, made once for all of them where it can be; `rewritten` for floats in parts."""
     made = GRAPHS.setdefault(view, {})
     free, fixed = (0, rewritten), (len(part), rewritten)
     if free not in made and fixed not in made:
         program = onnx_of(view, part)
-        if rewritten:
-            rewrite(program.model)
-        graph = Graph(free_batch=not isinstance(program.model.graph.inputs[0].shape[0], int))
-        program.save(graph.path, external_data=True)
-        made[free if graph.free_batch else fixed] = graph
+        for kind in (False, True):  # both, since exporting takes the time
+            if kind:
+                rewrite(program.model)
+            graph = Graph(free_batch=not isinstance(program.model.graph.inputs[0].shape[0], int))
+            program.save(graph.path, external_data=True)
+            made[0 if graph.free_batch else len(part), kind] = graph
     return made.get(free) or made[fixed]
