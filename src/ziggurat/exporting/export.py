@@ -115,7 +115,8 @@ class Prepared:
 
     def write(self, path: str | Path, format: str, tolerance: float = 1e-4, check: bool = True) -> Exported:
         """Writes a file, reads it back in the format's runtime, and puts it in its place where the numbers are right."""
-        path = place(path, format, check, tolerance)
+        check_tolerance(tolerance)
+        path = place(path, format, check)
         module = format_module(format)
         with TemporaryDirectory(prefix=".ziggurat-export-", dir=path.parent) as folder:
             made = Path(folder, path.name)
@@ -187,7 +188,8 @@ def export(
     gives. Raises `ExportFailed` where it is not, or where the format cannot hold the network, `BadArgument` for what this
     model or format does not have, `UnsupportedStride`, and `MissingExtra`.
     """
-    place(path, format, check, tolerance)
+    check_tolerance(tolerance)  # before the work
+    place(path, format, check)
     prepared = _prepared(model, dynamic, view, strides, size, batch, pixels, class_names)
     if prepared.fixed:
         warnings.warn(prepared.fixed, stacklevel=2)
@@ -272,10 +274,14 @@ def min_size(view: View, example: Tensor) -> int:
     return -(-least // SIDE_STEP) * SIDE_STEP
 
 
-def place(path: str | Path, format: str, check: bool = True, tolerance: float = 1e-4) -> Path:
-    """`path`, if a file of `format` can be written there and run here; raises `BadArgument` and `MissingExtra`."""
+def check_tolerance(tolerance: float) -> None:
+    """Raises `BadArgument` for what no error can be compared with."""
     if not (isinstance(tolerance, (int, float)) and tolerance >= 0):
         raise BadArgument(f"tolerance={tolerance!r}: give a part of the largest value of an output, as in 1e-4")
+
+
+def place(path: str | Path, format: str, check: bool = True) -> Path:
+    """`path`, if a file of `format` can be written there and run here; raises `BadArgument` and `MissingExtra`."""
     if not isinstance(format, str) or format not in FORMATS:
         close = nearest(format, FORMATS) if isinstance(format, str) else []
         raise BadArgument(f"format={format!r}: formats are {', '.join(map(repr, FORMATS))}"

@@ -37,8 +37,8 @@ TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 4e-1}
 """The error allowed by default in each arithmetic, as a share of an output's largest value."""
 GIVEN = Recipe("eager", "fp32", layout="as given")
 FINALISTS = 4
-_one_at_a_time = threading.Lock()  # two that time at once would time each other
 NEAR = 0.8  # of the best speed found: what is slower is no finalist
+_one_at_a_time = threading.Lock()  # two that time at once would time each other
 
 
 @dataclass(frozen=True)
@@ -363,7 +363,7 @@ def _ratio(rival: Callable[[], Any], call: Callable[[], Any], longest: float) ->
 
 
 def _rounds(seconds: float, least: int, most: int, of: float = 1.0) -> int:
-    """Rounds of `seconds` each, as many as `of` seconds have room for."""
+    """Rounds of `seconds` each, as many as `of` timed seconds have room for; the untimed calls take as long again."""
     return max(least, min(most, int(of / seconds)))
 
 
