@@ -102,6 +102,24 @@ def test_padding_by_the_size_of_the_images_is_cut_to_measure():
         assert torch.equal(changed.module(check_guards=False)(images)[0], Ceil()(images)[0])
 
 
+def test_padding_by_less_than_nothing_cuts():
+    class Shifted(torch.nn.Module):
+        def forward(self, images):
+            rows = -(images.shape[2] % 4)
+            images = torch.nn.functional.pad(images, (-1, 1, -1, 1), value=3.0)
+            return (torch.nn.functional.pad(images, (2, -2, 0, rows)),)
+
+    side = torch.export.Dim.DYNAMIC
+    for sides in (None, {2: side, 3: side}):
+        program = torch.export.export(Shifted(), (torch.zeros(1, 3, 14, 17),), dynamic_shapes=(sides,))
+        changed = coreml.decomposed(program)
+        for node in changed.graph.nodes:
+            assert node.target is not torch.ops.aten.constant_pad_nd.default or min(node.args[1]) >= 0
+        for shape in ((1, 3, 14, 17), (1, 3, 12, 9)) if sides else ((1, 3, 14, 17),):
+            images = torch.randn(shape)
+            assert torch.equal(changed.module(check_guards=False)(images)[0], Shifted()(images)[0])
+
+
 def test_the_mean_of_a_map_says_nothing_of_memory():
     class Pooled(torch.nn.Module):
         def forward(self, images):

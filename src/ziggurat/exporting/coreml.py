@@ -128,10 +128,10 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 def constant_pad_nd(x: Tensor, pad: Sequence[Any], value: float = 0) -> Tensor:
-    """Padding that depends on the image's size, which Core ML lacks: by the most that it can be, cut to what it is."""
-    if not any(isinstance(amount, torch.SymInt) for amount in pad):
+    """Padding that depends on the image's size or cuts, which Core ML lacks: by the most that it can be, cut to what it is."""
+    if all(isinstance(amount, int) and amount >= 0 for amount in pad):
         return NotImplemented
-    most: list[Any] = [amount if isinstance(amount, int) else largest(amount) for amount in pad]
+    most: list[Any] = [max(amount, 0) if isinstance(amount, int) else largest(amount) for amount in pad]
     if None in most:
         return NotImplemented
     sides = list(x.shape)
@@ -144,7 +144,7 @@ def constant_pad_nd(x: Tensor, pad: Sequence[Any], value: float = 0) -> Tensor:
 
 
 def largest(amount: Any) -> int | None:
-    """The largest value of a size that depends on a side of the images; None for one that depends on more than that."""
+    """The largest value, at least 0, of a size that depends on a side of the images; None for one that depends on more."""
     size = amount.node.expr
     if len(size.free_symbols) != 1:
         return None
@@ -156,7 +156,8 @@ def largest(amount: Any) -> int | None:
 @functools.cache
 def _largest(size: Any, side: Any, smallest: int) -> int:
     torch_has = {"FloorDiv": operator.floordiv, "Mod": operator.mod, "PythonMod": operator.mod}
-    return int(np.max(sympy.lambdify(side, size, [torch_has, "numpy"])(np.arange(smallest, LARGEST + 1))))
+    values = sympy.lambdify(side, size, [torch_has, "numpy"])(np.arange(smallest, LARGEST + 1))
+    return max(int(np.max(values)), 0)
 
 
 DECOMPOSED: dict[Any, Callable[..., Any]] = {
