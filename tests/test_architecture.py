@@ -13,8 +13,8 @@ import ziggurat
 SOURCE = Path(ziggurat.__file__).parent
 
 # a room may import, at the top of its modules, from itself and from the rooms before it
-ROOMS = ["errors", "lazy", "layers", "backbone", "models", "weights", "facts", "registry", "query", "factory", "saving", "data", "view", "optimization",
-         "exporting", "extraction", "benchmarking", "testing", "compat", "cli", "__main__"]
+ROOMS = ["errors", "lazy", "packages", "layers", "backbone", "models", "weights", "facts", "registry", "query", "factory", "saving",
+         "data", "view", "optimization", "exporting", "extraction", "benchmarking", "testing", "compat", "cli", "__main__"]
 VIEWS = {"forward_features", "forward_intermediates", "pyramid", "embed", "tokens", "extract",
          "prune_intermediate_layers", "keep_levels", "set_grad_checkpointing", "group_matcher"}
 

@@ -46,13 +46,30 @@ SECTIONS: list[tuple[str, list[Any]]] = [
 ]
 
 
+class Bare(str):
+    """Text that a signature prints without quotes."""
+
+    __repr__ = str.__str__
+
+
 def signature(thing: Any) -> str:
-    """The call of a function or class, without what a reader does not pass."""
+    """The call of a function or class, without what a reader does not pass; sets in the order of their members."""
     try:
-        text = str(inspect.signature(thing))
+        found = inspect.signature(thing)
     except (TypeError, ValueError):
         return ""
-    return text.replace("'", "").replace("(self, ", "(").replace("(self)", "()")
+
+    def bare(annotation: Any) -> Any:
+        written = getattr(annotation, "__forward_arg__", annotation)  # of a NamedTuple
+        return Bare(written) if isinstance(written, str) else annotation
+
+    parameters = [each.replace(annotation=bare(each.annotation)) for name, each in found.parameters.items() if name != "self"]
+    for i, each in enumerate(parameters):
+        if isinstance(each.default, frozenset):
+            parameters[i] = each.replace(default=Bare(f"frozenset({sorted(each.default)})"))
+        elif inspect.isclass(each.default) and each.default is not each.empty:
+            parameters[i] = each.replace(default=Bare(each.default.__name__))
+    return str(found.replace(parameters=parameters, return_annotation=bare(found.return_annotation)))
 
 
 def entry(thing: Any, name: str, depth: int) -> list[str]:

@@ -1,6 +1,5 @@
 """Benchmarking: what contenders compute, how they take turns, what becomes of those that fail, and the figures."""
 
-import importlib.util
 import json
 import math
 import os
@@ -11,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import ziggurat
+from ziggurat import packages
 from ziggurat.benchmarking import comparison, machine, report
 from ziggurat.benchmarking.comparison import Comparison, Machine, Result, compare, percentile
 from ziggurat.benchmarking.contenders import Case, assembled, check_backend, network_of, normalised, peers_of
@@ -92,8 +92,7 @@ def test_names_of_contenders(monkeypatch):
         check_backend("optimize@fp8")
     assert "timm-openvino" in peers_of("timm") and "timm-autotune" not in peers_of("timm")
     assert peers_of("timm-eager") == ["timm-eager"]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr("ziggurat.benchmarking.contenders.find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match="pip install timm"):
         check_backend("timm-eager")
     check_backend("openvino")
@@ -366,6 +365,6 @@ def test_the_plot(done, tmp_path, monkeypatch):
         report.check_plot(tmp_path / "bars.txt")
     with pytest.raises(BadArgument, match="a folder that is there"):
         report.check_plot(tmp_path / "nowhere" / "bars.png")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'ziggurat\[plot\]'"):
         report.check_plot(tmp_path / "bars.png")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ziggurat
+from ziggurat import packages
 from ziggurat.errors import BadArgument, ExportFailed, MissingExtra, UnsupportedStride
 from ziggurat.exporting import export as module
 from ziggurat.exporting import onnx, prepare
@@ -282,7 +283,7 @@ def test_bad_arguments(arguments, error, said, monkeypatch, tmp_path):
 
 
 def test_a_missing_package_names_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"needs onnx, onnxscript, onnxruntime, not installed: pip install 'ziggurat\[onnx\]'"):
         ziggurat.export(network(), tmp_path / "net.onnx")
 

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 import ziggurat
+from ziggurat import packages
 from ziggurat.errors import BadArgument, MissingExtra, UnsupportedStride
 from ziggurat.extraction import backends, forward
 from ziggurat.extraction.decoding import Preprocessing
 from ziggurat.extraction.forward import OutOfMemory, Views, make_forward
 from ziggurat.extraction.outputs import Outputs
-from ziggurat.optimization import openvino_conversion
 
 PREPROCESSING = Preprocessing(size=(64, 64), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 EMBEDDING = Outputs(embed=True)
@@ -297,7 +297,7 @@ def test_the_choice_is_the_same_every_time_and_says_why():
 
 
 def test_without_openvino_torch_is_chosen_and_openvino_itself_refused(monkeypatch):
-    monkeypatch.setattr(openvino_conversion, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     pass_ = made(network())
     assert pass_.backend == "torch" and "pip install 'ziggurat[openvino]'" in pass_.reason
     with pytest.raises(MissingExtra, match=r"pip install 'ziggurat\[openvino\]'"):

@@ -12,6 +12,7 @@ from running import picture, pictures, run
 
 import ziggurat
 from commanding import ziggurat_
+from ziggurat import packages
 from ziggurat.cli.duplicates import run as duplicates_command
 from ziggurat.errors import BadArgument, ChangedRun, IncompleteRun, MissingExtra, UnreadableImage
 from ziggurat.extraction import contact_sheet, find_duplicates, neighbours, search_images
@@ -121,7 +122,7 @@ def test_the_way_is_chosen_by_the_number_of_queries(monkeypatch):
     assert neighbours.chosen_index("exact", 10**6) == "exact"
     with pytest.raises(BadArgument, match="give auto, exact or faiss"):
         neighbours.chosen_index("flat", 1)
-    monkeypatch.setattr(neighbours, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     assert neighbours.chosen_index("auto", 10**6) == "exact"
     with pytest.raises(MissingExtra, match=r"ziggurat\[faiss\]"):
         neighbours.chosen_index("faiss", 1)

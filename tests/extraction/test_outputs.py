@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-import ziggurat.extraction.outputs as module
+from ziggurat import packages
 from ziggurat.errors import BadArgument, MissingExtra
 from ziggurat.extraction.outputs import Outputs, bytes_per_image, check_installed, group
 
@@ -88,12 +88,12 @@ def test_a_missing_package_is_told_with_its_extra(
     outputs: Outputs, missing: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_installed(outputs)
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name == missing else object())
-    with pytest.raises(MissingExtra, match=rf"'{missing}', which is not installed: pip install 'ziggurat\[{extra}\]'"):
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == missing else object())
+    with pytest.raises(MissingExtra, match=rf"needs {missing}, not installed: pip install 'ziggurat\[{extra}\]'"):
         check_installed(outputs)
 
 
 def test_packages_of_formats_that_are_not_written_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: object() if name == "pyarrow" else None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: object() if name == "pyarrow" else None)
     check_installed(Outputs.make(embed=True, format="zarr"))  # no maps are asked for
     check_installed(Outputs.make(strides=8, format="lance"))

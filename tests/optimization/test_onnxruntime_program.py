@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import ziggurat
+from ziggurat import packages
 from ziggurat.errors import MissingExtra
-from ziggurat.optimization import onnx_conversion, onnxruntime_program
+from ziggurat.optimization import onnxruntime_program
 from ziggurat.optimization.program import Recipe, Unavailable
 from ziggurat.view import View, largest_error
 
@@ -102,6 +103,6 @@ def test_what_cannot_be_is_said(images, monkeypatch):
         onnxruntime_program.recipes("onnxruntime", view, images, "bf16", 2)
     with pytest.raises(Unavailable, match="does not run on meta"):
         onnxruntime_program.recipes("onnxruntime", view, images.to("meta"), "fp32", 2)
-    monkeypatch.setattr(onnx_conversion, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'ziggurat\[onnx\]'"):
         onnxruntime_program.recipes("onnxruntime", view, images, "fp32", 2)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from ziggurat import packages
 from ziggurat.errors import MissingExtra
 from ziggurat.optimization import openvino_conversion, openvino_program
 from ziggurat.optimization.program import Recipe, Unavailable
@@ -73,6 +74,6 @@ def test_what_cannot_be_is_said(images, monkeypatch):
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(Unavailable, match="no bf16 on this CPU"):
             openvino_program.recipes("openvino", broken, images, "bf16", 2)
-    monkeypatch.setattr(openvino_conversion, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'ziggurat\[openvino\]'"):
         openvino_program.recipes("openvino", broken, images, "fp32", 2)

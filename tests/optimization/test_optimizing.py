@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import ziggurat
+from ziggurat import packages
 from ziggurat.errors import BadArgument, MissingExtra
 from ziggurat.optimization import choices, fused, optimizing
 from ziggurat.optimization.program import Program, Recipe, Unavailable
@@ -357,10 +358,7 @@ def test_a_missing_extra_names_its_command(backend, package, extra, monkeypatch)
     def without(name, *more):
         return None if name.partition(".")[0] == package else real(name, *more)
 
-    monkeypatch.setattr(importlib.util, "find_spec", without)
-    for module in list(sys.modules.values()):
-        if getattr(module, "__name__", "").startswith("ziggurat.") and hasattr(module, "find_spec"):
-            monkeypatch.setattr(module, "find_spec", without)
+    monkeypatch.setattr(packages, "find_spec", without)
     with pytest.raises(MissingExtra, match=rf"pip install 'ziggurat\[{extra}\]'"):
         ziggurat.optimize(made(), images(1), backend=backend, verbose=False)
     fast = ziggurat.optimize(made(), images(1), backend=("eager", backend), verbose=False)

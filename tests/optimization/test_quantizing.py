@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ziggurat import packages
 from ziggurat.errors import BadArgument, MissingExtra
 from ziggurat.optimization import onnxruntime_program, openvino_program, quantizing
 from ziggurat.optimization.program import Recipe
@@ -48,6 +49,6 @@ def test_what_is_no_calibration(wrong, sentence, images):
 
 
 def test_nncf_that_is_missing(monkeypatch):
-    monkeypatch.setattr(quantizing, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'ziggurat\[int8\]'"):
         quantizing.require_nncf()

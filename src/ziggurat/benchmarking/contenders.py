@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from ..optimization.openvino_conversion import import_openvino, unreported
 from ..optimization.optimizing import BACKENDS
 from ..optimization.program import PRECISIONS, Unavailable
 from ..optimization.timing import interleaved
+from ..packages import is_installed, require_packages
 from ..weights.adapting import without_joints, without_prefix
 
 __all__ = ["OURS", "PEERS", "Built", "Case", "Kit", "assembled", "check_backend", "import_first", "network_of", "normalised", "peers_of", "split"]
@@ -187,8 +187,7 @@ def timm_compile(case: Case, kit: Kit, images: Tensor, how: Place, mode: str = "
 
 def timm_onnxruntime(case: Case, kit: Kit, images: Tensor, how: Place) -> Built:
     """torch.onnx.export and a session, both as they are by default."""
-    import_or_say("onnxruntime", "onnx")
-    import_or_say("onnxscript", "onnx")
+    require_packages("timm-onnxruntime", ["onnxruntime", "onnxscript"], "onnx")
     import onnxruntime
 
     provider = "CUDAExecutionProvider" if how.is_cuda else "CPUExecutionProvider"
@@ -214,7 +213,6 @@ def timm_openvino(case: Case, kit: Kit, images: Tensor, how: Place) -> Built:
     """openvino.convert_model and compile_model, both as they are by default."""
     if how.is_cuda:
         raise Unavailable("OpenVINO computes on no GPU of NVIDIA's")
-    import_or_say("openvino", "openvino")
     openvino = import_openvino()
     core = openvino.Core()
     if case.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -291,14 +289,9 @@ def import_first(backend: str) -> None:
     """Imports what the contender is made with, if it is installed, so that this is not in the time that making it takes."""
     for word, packages in (("timm", ["timm"]), ("onnxruntime", ["onnxruntime", "onnxscript"]), ("openvino", ["openvino"])):
         for package in packages if word in backend else []:
-            if find_spec(package) is not None:
+            if is_installed(package):
                 with unreported("openvino"):
                     importlib.import_module(package)
-
-
-def import_or_say(package: str, extra: str) -> None:
-    if find_spec(package) is None:
-        raise MissingExtra(f"{package} is not installed: pip install 'ziggurat[{extra}]'")
 
 
 Make = Callable[[Case, Kit, Tensor, Place], Built]
@@ -338,7 +331,7 @@ def check_backend(backend: str) -> None:
         raise BadArgument(f"{backend}: behind the @ stands one of {', '.join(PRECISIONS)}")
     if name not in OURS and name not in PEERS:
         raise BadArgument(f"no backend {name!r}: ours are {', '.join(OURS)}; peers are {', '.join(PEERS)}")
-    if name in PEERS and find_spec("timm") is None:
+    if name in PEERS and not is_installed("timm"):
         raise MissingExtra(f"{name} is timm's, which is not installed: pip install timm")
 
 

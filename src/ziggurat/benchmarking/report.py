@@ -25,7 +25,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadArgument, MissingExtra
+from ..errors import BadArgument
+from ..packages import require_packages
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -163,10 +164,7 @@ def plot(comparison: Comparison, path: Path) -> None:
 
 def import_matplotlib() -> tuple[Any, Any]:
     """A figure's class and the canvas that draws it without a display."""
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise MissingExtra("--plot draws by matplotlib, which is not installed: pip install 'ziggurat[plot]'")
+    require_packages("--plot", ["matplotlib"], "plot")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

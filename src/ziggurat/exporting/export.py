@@ -9,7 +9,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -19,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..errors import BadArgument, ExportFailed, MissingExtra, ZigguratError, nearest
+from ..errors import BadArgument, ExportFailed, ZigguratError, nearest
 from ..facts import exports
 from ..optimization.fusing import fold_preprocessing, fused
 from ..optimization.onnx_conversion import quiet
 from ..optimization.program import in_brief, is_of_memory
+from ..packages import require_packages
 from ..registry import catalog
 from ..view import View, largest_error, own_view
 from . import metadata as meta
@@ -295,26 +295,11 @@ def place(path: str | Path, format: str, check: bool = True) -> Path:
         raise BadArgument(f"path={str(path)!r} is a folder; move it away, or give another path")
     if not path.parent.is_dir():
         raise BadArgument(f"path={str(path)!r}: there is no folder {path.parent}; create it first")
-    require(format, entry.packages)
+    require_packages(f"format={format!r}", entry.packages, entry.extra)
     if check and entry.runs_on and sys.platform != entry.runs_on:
         raise BadArgument(f"format={format!r}: its runtime exists on {entry.runs_on} only, so the file could not be checked "
                           "here; leave the check out (check=False, --no-check) to write it unchecked")
     return path
-
-
-def require(format: str, packages: Sequence[str]) -> None:
-    """Raises `MissingExtra` where some of `packages`, which `format` needs, cannot be imported."""
-    missing = [package for package in packages if not _is_installed(package)]
-    if missing:
-        raise MissingExtra(f"format={format!r} needs {', '.join(missing)}, not installed: "
-                           f"pip install 'ziggurat[{FORMATS[format].extra}]'")
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ImportError:  # from a finder that keeps others from importing it
-        return False
 
 
 def format_module(format: str) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import BadArgument, ZigguratError
 from ..optimization.program import in_brief, is_of_memory
+from ..packages import require_packages
 from . import metadata as meta
 
 __all__ = ["Loaded", "open"]
@@ -65,7 +66,7 @@ def open(path: str | Path) -> Loaded:
 
     Raises `BadArgument` for a path that is none of an exported file, and `MissingExtra` where the runtime is missing.
     """
-    from .export import FORMATS, format_module, require
+    from .export import FORMATS, format_module
 
     path = Path(path).expanduser()
     if not path.exists():
@@ -77,7 +78,7 @@ def open(path: str | Path) -> Loaded:
     if len(fitting) > 1:  # .pt2: a program, or one that is compiled
         fitting = ["aoti" if _is_compiled(path) else "torch"]
     (format,) = fitting
-    require(format, FORMATS[format].packages[-1:])
+    require_packages(f"format={format!r}", FORMATS[format].packages[-1:], FORMATS[format].extra)
     try:
         loaded: Loaded = format_module(format).open(path)
     except Exception as error:  # runtimes raise what they like; nothing is lost of it

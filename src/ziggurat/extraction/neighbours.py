@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from importlib.util import find_spec
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import BadArgument, ChangedRun, MissingExtra, UnreadableImage
+from ..errors import BadArgument, ChangedRun, UnreadableImage
+from ..packages import is_installed, require_packages
 from .decoding import DecodeFailure, Preprocessing, decode
 from .manifest import ABOUT
 from .outputs import Outputs
@@ -142,10 +142,10 @@ def chosen_index(index: str, queries: int) -> str:
     """'exact' or 'faiss', for so many queries. Raises `MissingExtra` where FAISS is asked for and not installed."""
     if index not in ("auto", "exact", "faiss"):
         raise BadArgument(f"index={index!r}: give auto, exact or faiss")
-    if index == "faiss" and find_spec("faiss") is None:
-        raise MissingExtra("index='faiss' needs the package 'faiss', which is not installed: pip install 'ziggurat[faiss]'")
+    if index == "faiss":
+        require_packages("index='faiss'", ["faiss"], "faiss", "take index='exact'")
     if index == "auto":
-        return "faiss" if queries >= FAISS_QUERIES and find_spec("faiss") is not None else "exact"
+        return "faiss" if queries >= FAISS_QUERIES and is_installed("faiss") else "exact"
     return index
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.util import find_spec
 from typing import Any
 
-from ..errors import BadArgument, MissingExtra
+from ..errors import BadArgument
+from ..packages import require_packages
 
 __all__ = ["DTYPES", "MAP_FORMATS", "VECTOR_FORMATS", "Outputs", "bytes_per_image", "check_installed", "group"]
 
@@ -131,9 +131,7 @@ def check_installed(outputs: Outputs) -> None:
     if outputs.has_maps and outputs.maps == "zarr":
         needed["zarr"] = "zarr"
     for module, extra in needed.items():
-        if find_spec(module) is None:
-            raise MissingExtra(f"writing {_listed(outputs.directories(), 'and')} needs the package {module!r}, which is not "
-                               f"installed: pip install 'ziggurat[{extra}]'")
+        require_packages(f"writing {_listed(outputs.directories(), 'and')}", [module], extra)
 
 
 def _formats(format: str) -> tuple[str, str]:

@@ -8,13 +8,12 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import MissingExtra
+from ..packages import require_packages
 from ..view import View, evaluating
 from .program import Unavailable, in_brief, is_of_memory
 
@@ -29,10 +28,7 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 def import_onnxruntime() -> Any:
     """The package onnxruntime; raises `MissingExtra` where it, or what torch's exporter needs, is not installed."""
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise MissingExtra(f"backend='onnxruntime' needs {', '.join(missing)}, not installed: pip install 'ziggurat[onnx]', "
-                           "or take another backend")
+    require_packages("backend='onnxruntime'", PACKAGES, "onnx", "take another backend")
     import onnxruntime
 
     return onnxruntime

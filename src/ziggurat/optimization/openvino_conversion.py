@@ -7,13 +7,12 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import MissingExtra
+from ..packages import require_packages
 from .program import Unavailable, in_brief, is_of_memory
 
 __all__ = ["converted", "import_openvino", "root_logger_muted", "unreported"]
@@ -26,9 +25,7 @@ def import_openvino(instead: str = "another backend") -> Any:
 
     Raises `MissingExtra`, which advises to take `instead`. OpenVINO has a stand-in for where the reporter is not installed.
     """
-    if find_spec("openvino") is None:
-        raise MissingExtra("backend='openvino' needs OpenVINO, which is not installed: pip install 'ziggurat[openvino]', "
-                           f"or take {instead}")
+    require_packages("backend='openvino'", ["openvino"], "openvino", f"take {instead}")
     with unreported("openvino"):
         import openvino
 

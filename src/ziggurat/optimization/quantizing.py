@@ -13,14 +13,14 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import BadArgument, MissingExtra
+from ..errors import BadArgument
+from ..packages import require_packages
 from ..view import View
 from .openvino_conversion import unreported
 from .program import Unavailable, in_brief, is_of_memory
@@ -30,9 +30,7 @@ __all__ = ["batches", "quantize_onnx", "quantized_openvino", "require_nncf"]
 
 def require_nncf() -> None:
     """Raises `MissingExtra` where NNCF, OpenVINO's quantiser, is not installed."""
-    if find_spec("nncf") is None:
-        raise MissingExtra("precision='int8' with backend='openvino' needs NNCF, which is not installed: "
-                           "pip install 'ziggurat[int8]', or take backend='onnxruntime'")
+    require_packages("precision='int8' with backend='openvino'", ["nncf"], "int8", "take backend='onnxruntime'")
 
 
 def quantized_openvino(model: Any, view: View, example: Tensor, calibration: Tensor | None) -> Any:
