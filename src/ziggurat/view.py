@@ -13,9 +13,7 @@ from torch.utils import _pytree as pytree
 from .backbone import Backbone
 from .errors import BadArgument
 
-__all__ = ["VIEWS", "View", "as_strides", "evaluating", "largest_error", "own_view"]
-
-VIEWS = ("classify", "embed", "pyramid", "tokens")
+__all__ = ["View", "as_strides", "evaluating", "largest_error", "own_view"]
 
 
 class View(nn.Module):
@@ -23,6 +21,8 @@ class View(nn.Module):
 
     - 'classify': 'scores' (B D); 'embed': 'embedding' (B D); 'tokens': 'patches' (B C H/S W/S), 'cls' (B C) and what else
       there is; 'pyramid': 'stride_4' (B C H/4 W/4) and so on, the deepest level of each of `strides` (None: of all).
+    - 'extract': several of these from one pass, named in `outputs` as `Backbone.extract` names them: 'scores', 'embedding',
+      'tokens', 'features' and 'pyramid'.
     - 'forward': what `model(images)` gives. It is the only view of a module that is no backbone ('output', or 'output_0',
       'output_1' ...), and gives the levels of a features-only model in their order: 'stride_4' and so on, with
       '_level_I' behind it where several have one stride.
@@ -40,17 +40,17 @@ class View(nn.Module):
 
     def __init__(
         self, model: nn.Module, view: str, strides: int | Sequence[int] | None = None, *, norm: bool | None = None,
-        pixels: bool = False,
+        outputs: Sequence[str] = (), pixels: bool = False,
     ) -> None:
         super().__init__()
-        allowed = _views_of(model)
+        allowed = ("extract",) if outputs and isinstance(model, Backbone) else _views_of(model)
         if view not in allowed:
             raise BadArgument(f"view={view!r}: {_name(model)} gives {', '.join(map(repr, allowed))}")
         for argument, value in (("strides", strides), ("norm", norm)):
-            if value is not None and view != "pyramid":
+            if value is not None and view not in ("pyramid", "extract"):
                 raise BadArgument(f"{argument}={value!r} is for view='pyramid', and view={view!r} was asked for")
         self.model = model.eval()
-        self.view, self.norm, self.pixels = view, norm, pixels
+        self.view, self.norm, self.outputs, self.pixels = view, norm, tuple(outputs), pixels
         self.strides = as_strides(strides)
         cfg = getattr(model, "pretrained_cfg", None) or {}
         if pixels and not (cfg.get("mean") and cfg.get("std")):
@@ -83,6 +83,8 @@ class View(nn.Module):
             return model(images)
         if self.view == "embed":
             return model.embed(images)
+        if self.view == "extract":
+            return model.extract(images, self.outputs, self.strides, norm=self.norm)
         return model.tokens(images) if self.view == "tokens" else model.pyramid(images, self.strides, norm=self.norm)
 
     @torch.no_grad()
@@ -168,6 +170,10 @@ def _names_of(model: nn.Module, view: str, form: Any, leaves: Sequence[Tensor]) 
     if view == "pyramid":
         strides = pytree.tree_unflatten(leaves, form)
         return tuple(f"stride_{stride}" for stride in strides)
+    if view == "extract":
+        found = pytree.tree_unflatten(leaves, form)
+        return tuple(name for output, value in found.items() for name in (
+            (f"stride_{stride}" for stride in value) if output == "pyramid" else value if output == "tokens" else (output,)))
     if view == "tokens":
         return tuple(pytree.tree_unflatten(leaves, form))
     if view == "forward" and isinstance(model, Backbone):

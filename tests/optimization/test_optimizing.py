@@ -10,6 +10,7 @@ import warnings
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves, tree_structure
 
 import ziggurat
 from ziggurat import packages
@@ -85,6 +86,26 @@ def test_any_view_size_and_batch():
         assert list(ours) == list(theirs)
         assert largest_error(list(ours.values()), list(theirs.values())) < 1e-3
     assert not any(tensor.requires_grad for tensor in (fast(x), fast.embed(x)))
+
+
+@pytest.mark.parametrize("name, outputs, backend", [
+    ("test_vit", ("tokens", "pyramid", "scores"), "onnxruntime"), ("test_resnet", ("features", "embedding"), "eager"),
+])
+def test_several_views_from_one_pass(name, outputs, backend):
+    model = made(name)
+    fast = ziggurat.optimize(model, images(2), backend=backend, verbose=False)
+    x = images(3)
+    with torch.no_grad():
+        found, expected = fast.extract(x, outputs), model.extract(x, outputs)
+        assert tree_structure(found) == tree_structure(expected)
+        assert largest_error(*map(tree_leaves, (found, expected))) < 1e-3
+        levels = fast.extract(x, ["pyramid"], strides=16)["pyramid"]
+        assert list(levels) == [16]
+        assert largest_error(levels.values(), model.pyramid(x, 16).values()) < 1e-3
+    with pytest.raises(BadArgument, match="no view 'boxes'; give some of scores, embedding"):
+        fast.extract(x, ("boxes",))
+    with pytest.raises(BadArgument, match="name one at least"):
+        fast.extract(x, ())
 
 
 def test_features_only_gives_its_list_and_bytes_are_normalised():

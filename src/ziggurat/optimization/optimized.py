@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,27 @@ from .choices import Trial
 from .fusing import fold_preprocessing
 from .program import Program, Recipe
 
-__all__ = ["Optimized", "Prepared", "as_batch", "canonical", "key_of"]
+__all__ = ["Asked", "Optimized", "Prepared", "as_batch", "key_of"]
 
 KEPT = 8  # programs of an object at once: views times image sizes
+
+
+class Asked(NamedTuple):
+    """A view as `View` takes it."""
+
+    view: str
+    strides: tuple[int, ...] | None = None
+    norm: bool | None = None
+    outputs: tuple[str, ...] = ()
+
+    def of(self, model: nn.Module, pixels: bool) -> View:
+        """The view of `model`."""
+        return View(model, self.view, self.strides, norm=self.norm, outputs=self.outputs, pixels=pixels)
+
+    def by_name(self, model: nn.Module) -> Asked:
+        """The same by its one name: what a call gives has a name of its own, but for a features-only model."""
+        is_call = self.view == "forward" and isinstance(model, Backbone) and model.out_indices is None
+        return self._replace(view=own_view(model)) if is_call else self
 
 
 class Prepared:
@@ -45,8 +63,8 @@ class Prepared:
 class Optimized:
     """A network whose views run in the backend that was found fastest; what `ziggurat.optimize` gives.
 
-    It is called like the network: `fast(images)`, `fast.embed(images)`, `fast.pyramid(images, strides)`, `fast.tokens(images)`
-    with images (B C H W) as the network takes them, or as bytes (uint8, B C H W or B H W C), which are then normalised by
+    It is called like the network: `fast(images)`, `fast.embed(images)`, `fast.pyramid(images, strides)`, `fast.tokens(images)`,
+    and `fast.extract(images, outputs)` for several of these from one pass, with images (B C H W) as the network takes them, or as bytes (uint8, B C H W or B H W C), which are then normalised by
     its mean and standard deviation as part of the program. Any number of images; a view or an image size that is new is
     built when it is first asked for, in the way found for the first one, and checked like it. Outputs are float32 and have
     no gradient. Threads may share it: calls wait for each other.
@@ -66,24 +84,35 @@ class Optimized:
 
     def __call__(self, images: Tensor) -> Any:
         """What the network gives when it is called: class scores, the embedding, or a list of levels."""
-        return self._run(images, ("forward", None, None))
+        return self._run(images, Asked("forward"))
 
     def embed(self, images: Tensor) -> Tensor:
         """One vector an image (B D); see `Backbone.embed`."""
-        vectors: Tensor = self._run(images, ("embed", None, None))
+        vectors: Tensor = self._run(images, Asked("embed"))
         return vectors
 
     def pyramid(
         self, images: Tensor, strides: int | Sequence[int] | None = None, norm: bool | None = None
     ) -> dict[int, Tensor]:
         """Maps (B C H/s W/s) keyed by stride s; see `Backbone.pyramid`."""
-        levels: dict[int, Tensor] = self._run(images, ("pyramid", as_strides(strides), norm))
+        levels: dict[int, Tensor] = self._run(images, Asked("pyramid", as_strides(strides), norm))
         return levels
 
     def tokens(self, images: Tensor) -> dict[str, Tensor]:
         """The named tokens of a token network; see `Backbone.tokens`."""
-        tokens: dict[str, Tensor] = self._run(images, ("tokens", None, None))
+        tokens: dict[str, Tensor] = self._run(images, Asked("tokens"))
         return tokens
+
+    def extract(
+        self, images: Tensor, outputs: Sequence[str] = ("embedding", "pyramid"), strides: int | Sequence[int] | None = None,
+        norm: bool | None = None,
+    ) -> dict[str, Any]:
+        """Several views of one forward pass, by name; see `Backbone.extract`."""
+        names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+        if not names:
+            raise BadArgument("outputs=(): name one at least, as in ('embedding', 'pyramid')")
+        found: dict[str, Any] = self._run(images, Asked("extract", as_strides(strides), norm, names))
+        return found
 
     def eval(self) -> Optimized:
         """Itself: it is in evaluation mode always."""
@@ -113,17 +142,16 @@ class Optimized:
         network = getattr(self.model, "architecture", "") or type(self.model).__name__
         return f"Optimized({network}, {self.view}: {self.recipe})"
 
-    def _run(self, images: Tensor, asked: tuple[Any, ...]) -> Any:
+    def _run(self, images: Tensor, asked: Asked) -> Any:
         images = as_batch(self.model, images)
         if not len(images):
             raise BadArgument(f"images of shape {tuple(images.shape)}: give one at least")
-        asked = canonical(self.model, asked)
+        asked = asked.by_name(self.model)
         key = key_of(asked, images)
         with self._lock:
             ready = self._ready.pop(key, None)
             if ready is None:
-                name, strides, norm = asked
-                view = View(self.model, name, strides, norm=norm, pixels=images.dtype == torch.uint8).describe(images[:1])
+                view = asked.of(self.model, images.dtype == torch.uint8).describe(images[:1])
                 ready = self._prepare(fold_preprocessing(view), images, self.recipe)
             self.keep(key, ready)
         return ready.view.pack(ready(images))
@@ -135,15 +163,7 @@ class Optimized:
             self._ready.popitem(last=False)
 
 
-def canonical(model: nn.Module, asked: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A view by its one name, with strides and norm: what a call gives has a name of its own, but of a features-only model."""
-    name, strides, norm = asked
-    if name == "forward" and isinstance(model, Backbone) and model.out_indices is None:
-        name = own_view(model)
-    return name, strides, norm
-
-
-def key_of(asked: tuple[Any, ...], images: Tensor) -> tuple[Any, ...]:
+def key_of(asked: Asked, images: Tensor) -> tuple[Any, ...]:
     """What one program is for: a view, of numbers or bytes, of one size."""
     return asked, images.dtype == torch.uint8, tuple(images.shape[1:])
 

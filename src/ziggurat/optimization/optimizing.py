@@ -21,7 +21,7 @@ from ..view import View, as_strides, evaluating, largest_error, own_view
 from . import choices
 from .choices import Trial
 from .fusing import fold_preprocessing, fused
-from .optimized import Optimized, Prepared, as_batch, canonical, key_of
+from .optimized import Asked, Optimized, Prepared, as_batch, key_of
 from .program import PRECISIONS, Program, Recipe, Unavailable
 from .report import as_table
 from .timing import interleaved
@@ -117,7 +117,7 @@ def optimize(
         if name not in BACKENDS:
             raise BadArgument(f"backend={name!r}: give 'auto', or some of {', '.join(map(repr, BACKENDS))}")
     own = own_view(model) if getattr(model, "out_indices", None) is None else "forward"
-    asked_view = (view or own, as_strides(strides), norm)
+    wanted = Asked(view or own, as_strides(strides), norm).by_name(model)
     if precision == "int8":
         calibration = _calibration(model, images, calibration)
     elif calibration is not None:
@@ -128,9 +128,9 @@ def optimize(
     if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in model.parameters()):
         model = copy.deepcopy(model).float()  # the numbers are compared with those of fp32
     with _one_at_a_time, evaluating(model), torch.no_grad():
-        given = View(model, *canonical(model, asked_view)[:2], norm=norm, pixels=images.dtype == torch.uint8).describe(images)
+        given = wanted.of(model, images.dtype == torch.uint8).describe(images)
         less = fused(model)
-        light = fold_preprocessing(View(less, given.view, given.strides, norm=norm, pixels=given.pixels).describe(images))
+        light = fold_preprocessing(wanted.of(less, given.pixels).describe(images))
         batch = len(images)
 
         def prepare(view: View, some: Tensor, recipe: Recipe) -> Prepared:
@@ -145,7 +145,7 @@ def optimize(
                 choices.write(question, *found[1:])
     program, chosen, trials = found
     fast = Optimized(less, given.view, trials[chosen].recipe, trials, prepare)
-    fast.keep(key_of((given.view, given.strides, norm), images), Prepared(light, program, batch))
+    fast.keep(key_of(wanted, images), Prepared(light, program, batch))
     if verbose:
         from rich.console import Console
 
