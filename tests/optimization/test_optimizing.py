@@ -248,7 +248,7 @@ def test_threads_share_it():
 
 
 @pytest.mark.parametrize("arguments, sentence", [
-    (dict(backend="tensorrt"), "'auto', or some of 'eager', 'onednn', 'compile'"),
+    (dict(backend="tensorrt"), "'auto', or some of 'eager', 'onednn', 'winograd', 'compile'"),
     (dict(backend=()), "'auto', or some of"),
     (dict(precision="fp8"), "'fp32', 'bf16', 'fp16', 'int8'"),
     (dict(view="boxes"), "test_resnet gives 'classify', 'embed', 'pyramid', 'forward'"),

@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..view import View
+from .program import Unavailable
+from .timing import interleaved
+from .winograd import WinogradConvolution
 
 __all__ = ["with_packed_convolutions"]
 
 aten = torch.ops.aten
+CONVOLUTION = torch.ops.mkldnn._convolution_pointwise  # the operator, with its variants
+GROUPS = 4  # of a convolution, which Winograd's algorithm computes one after the other
+MARGIN = 1.1  # by which it must be faster alone: it needs more of the memory that all threads share
 Fused = tuple[str, Sequence[Any], str]
 """What oneDNN computes after a convolution: name, numbers, algorithm."""
 
@@ -36,49 +43,103 @@ FOLLOWERS: dict[Any, Callable[..., Fused]] = {
 }
 
 
-def with_packed_convolutions(view: View, example: Tensor) -> Callable[[Tensor], Sequence[Tensor]]:
+def with_packed_convolutions(view: View, example: Tensor, winograd: bool = False) -> Callable[[Tensor], Sequence[Tensor]]:
     """The view for images of `example`'s shape, whose convolutions come with the activation or the sum that follows.
 
-    Weights in channels_last memory have maps laid out so. Raises what `torch.export.export` does.
+    Weights in channels_last memory have maps laid out so. With `winograd`, 3x3 convolutions go by Winograd's algorithm
+    where that is faster, in as many threads as torch computes in now; raises `Unavailable` where it never is. Raises what
+    `torch.export.export` does.
     """
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)  # torch 2.11, of itself
         exported = torch.export.export(view, (example,), strict=False).run_decompositions({})  # nothing in place any more
         module: Any = exported.module()
-        for number, node in enumerate(list(module.graph.nodes)):
-            if node.target is aten.conv2d.default and node.args[1].op == "get_attr":
-                _pack(module, node, f"packed_{number}")
+        found = [node for node in module.graph.nodes if node.target is aten.conv2d.default and node.args[1].op == "get_attr"]
+        faster: dict[tuple[Any, ...], bool] = {}
+        for number, node in enumerate(found):
+            _Convolution(module, node, f"packed_{number}").replace(faster if winograd else None)
+        if winograd and not any(faster.values()):
+            raise Unavailable("Winograd's algorithm is faster for none of its convolutions; take backend='onednn'")
         module.graph.eliminate_dead_code()
         module.recompile()
     return module
 
 
-def _pack(module: Any, node: Any, name: str) -> None:
-    """Replaces a convolution, and what can be computed with it, by one operator whose weight is the attribute `name`."""
-    given = list(node.args)
-    images, weight, bias, *sides, groups = given + [None, 1, 0, 1, 1][len(given) - 2:]
-    stride, padding, dilation = map(_pair, sides)
-    values = module.get_parameter(weight.target).detach()
-    packed = torch.ops.mkldnn._convolution_pointwise  # the operator, with its variants
-    reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-    module.register_buffer(name, reorder(values.to_mkldnn(), padding, stride, dilation, groups, list(_shape(images))),
-                           persistent=False)
-    other = _summand(node)
-    last = node if other is None else next(iter(node.users))
-    fused: Fused = ("none", [], "")
-    follower = next(iter(last.users)) if len(last.users) == 1 else None
-    if follower is not None and follower.target in FOLLOWERS and (
-            other is None or follower.target is aten.relu.default):
-        last, fused = follower, FOLLOWERS[follower.target](*follower.args[1:], **follower.kwargs)
-    with module.graph.inserting_before(last):
-        where = (module.graph.get_attr(name), bias, padding, stride, dilation, groups)
-        if other is None:
-            new = module.graph.call_function(packed.default, (images, *where, *fused))
-        else:
-            after = None if fused[0] == "none" else fused[0]
-            new = module.graph.call_function(packed.binary, (images, other, *where, "add", 1.0, after, [], None))
-    new.meta = last.meta
-    last.replace_all_uses_with(new)
+class _Convolution:
+    """A convolution of a graph, with the sum and the activation that can be computed with it; `name` is free for its weight."""
+
+    def __init__(self, module: Any, node: Any, name: str) -> None:
+        self.module, self.node, self.name = module, node, name
+        given = list(node.args)
+        self.images, weight, self.bias, *sides, self.groups = given + [None, 1, 0, 1, 1][len(given) - 2:]
+        self.stride, self.padding, self.dilation = map(_pair, sides)
+        self.weight = module.get_parameter(weight.target).detach()
+        self.other = _summand(node)
+        self.last = node if self.other is None else next(iter(node.users))
+        follower = next(iter(self.last.users)) if len(self.last.users) == 1 else None
+        self.follower = follower if follower is not None and follower.target in FOLLOWERS else None
+
+    def replace(self, faster: dict[tuple[Any, ...], bool] | None) -> None:
+        """Puts one operator in its place; of two where `faster` is given, which says of shapes whether Winograd's is the one."""
+        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+        packed = reorder(self.weight.to_mkldnn(), self.padding, self.stride, self.dilation, self.groups, list(_shape(self.images)))
+        if faster is not None and self._has_winograd():
+            shapes = (_shape(self.images), tuple(self.weight.shape))
+            if shapes not in faster:
+                faster[shapes] = self._is_faster_by_winograd(packed)
+            if faster[shapes]:
+                return self._go_by_winograd()
+        self._pack(packed)
+
+    def _pack(self, packed: Tensor) -> None:
+        self.module.register_buffer(self.name, packed, persistent=False)
+        fused: Fused = ("none", [], "")
+        if self.follower is not None and (self.other is None or self.follower.target is aten.relu.default):
+            self.last, fused = self.follower, FOLLOWERS[self.follower.target](*self.follower.args[1:], **self.follower.kwargs)
+        graph = self.module.graph
+        with graph.inserting_before(self.last):
+            where = (graph.get_attr(self.name), self.bias, self.padding, self.stride, self.dilation, self.groups)
+            if self.other is None:
+                new = graph.call_function(CONVOLUTION.default, (self.images, *where, *fused))
+            else:
+                after = None if fused[0] == "none" else fused[0]
+                new = graph.call_function(CONVOLUTION.binary, (self.images, self.other, *where, "add", 1.0, after, [], None))
+        self._put(new)
+
+    def _has_winograd(self) -> bool:
+        return (self.weight.shape[2:] == (3, 3) and self.groups <= GROUPS and (self.bias is None or self.bias.op == "get_attr")
+                and [*self.stride, *self.padding, *self.dilation] == [1] * 6)
+
+    def _is_faster_by_winograd(self, packed: Tensor) -> bool:
+        maps = torch.randn(_shape(self.images)).contiguous(memory_format=torch.channels_last)
+        other = WinogradConvolution(self.weight, groups=self.groups)
+        where = (self.padding, self.stride, self.dilation, self.groups)
+        seconds = interleaved({"packed": lambda: CONVOLUTION(maps, packed, None, *where, "none", [], ""),
+                               "winograd": lambda: other(maps)}, 3)
+        return min(seconds["winograd"]) * MARGIN < min(seconds["packed"])
+
+    def _go_by_winograd(self) -> None:
+        bias = None if self.bias is None else self.module.get_parameter(self.bias.target)
+        activation = []
+        if self.follower is not None:
+            self.last = self.follower
+            activation.append(partial(_applied, self.follower.target, self.follower.args[1:], self.follower.kwargs))
+        self.module.add_module(self.name, WinogradConvolution(self.weight, bias, self.groups, *activation))
+        with self.module.graph.inserting_before(self.last):
+            new = self.module.graph.call_module(self.name, (self.images,) if self.other is None else (self.images, self.other))
+        self._put(new)
+
+    def _put(self, new: Any) -> None:
+        new.meta = self.last.meta
+        self.last.replace_all_uses_with(new)
+
+
+def _applied(operator: Any, arguments: Sequence[Any], options: dict[str, Any], maps: Tensor) -> Tensor:
+    """An activation of `FOLLOWERS`, in the memory of its input where there is such an operator."""
+    if operator is aten.relu.default:
+        return maps.relu_()
+    result: Tensor = operator(maps, *arguments, **options)
+    return result
 
 
 def _summand(node: Any) -> Any:

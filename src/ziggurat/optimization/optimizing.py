@@ -28,10 +28,10 @@ from .timing import interleaved
 
 __all__ = ["BACKENDS", "TOLERANCES", "optimize"]
 
-BACKENDS = {"eager": "torch_programs", "onednn": "torch_programs", "compile": "torch_programs", "regional": "torch_programs", "aoti": "torch_programs",
+BACKENDS = {**dict.fromkeys(("eager", "onednn", "winograd", "compile", "regional", "aoti"), "torch_programs"),
             "openvino": "openvino_program", "onnxruntime": "onnxruntime_program"}
 """Backends and the module that has each."""
-TRIED = {"cpu": ("eager", "onednn", "onnxruntime", "openvino", "compile"), "cuda": ("eager", "compile")}
+TRIED = {"cpu": ("eager", "onednn", "winograd", "onnxruntime", "openvino", "compile"), "cuda": ("eager", "compile")}
 """What 'auto' tries, by device. 'regional' and 'aoti' run the code of 'compile': they are for their compile time, or a file."""
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 4e-1}
 """The error allowed by default in each arithmetic, as a share of an output's largest value."""
@@ -80,9 +80,10 @@ def optimize(
       B H W C), which are then normalised within the program; or the shape (B, C, H, W) of random ones. B is the
       batch that is timed; the object takes any number of images.
     - `backend`: 'auto'; 'eager' (torch without a compiler, in the memory layout and number of threads an image that are
-      fastest), 'onednn' (the same with weights packed and activations computed with the convolution), 'compile' (torch.compile; on a CPU with weights frozen, on a GPU as a CUDA graph), 'regional' (torch.compile
-      of each of the network's units, which takes a fraction of the time to compile), 'aoti' (an AOTInductor package),
-      'openvino', 'onnxruntime'; or several of them, to try these.
+      fastest), 'onednn' (the same with weights packed and activations computed with the convolution), 'winograd' (the same
+      with 3x3 convolutions by Winograd's algorithm, where that is faster), 'compile' (torch.compile; on a CPU with weights
+      frozen, on a GPU as a CUDA graph), 'regional' (torch.compile of each of the network's units, which takes a fraction
+      of the time to compile), 'aoti' (an AOTInductor package), 'openvino', 'onnxruntime'; or several of them, to try these.
     - `precision`: 'fp32', 'bf16', 'fp16' or 'int8'. It is the coarsest arithmetic allowed: where there is a choice, fp32 is
       tried as well and taken where the machine lacks the instructions to be faster with less. One backend that is named is
       held to it.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..backbone.units import named_units
 from ..view import View
-from .onednn_graph import with_packed_convolutions
+from .onednn_graph import GROUPS, with_packed_convolutions
 from .program import PartsProgram, Program, Recipe, Unavailable, in_brief, is_of_memory, torch_threads
 
 __all__ = ["build", "recipes"]
@@ -103,8 +103,8 @@ def recipes(backend: str, view: View, images: Tensor, precision: str, threads: i
         raise Unavailable(f"backend={backend!r} has no {precision}; take backend='openvino' or 'onnxruntime', which quantise, "
                           "or precision='fp32' or 'bf16'")
     on_cpu = images.device.type == "cpu"
-    if backend == "onednn":
-        _need_onednn(view.model, precision, images.device)
+    if backend in ("onednn", "winograd"):
+        _need_onednn(backend, view.model, precision, images.device)
     elif (backend != "eager" and on_cpu) or backend == "aoti":
         _need_compiler(backend)
     if backend == "regional":
@@ -113,7 +113,7 @@ def recipes(backend: str, view: View, images: Tensor, precision: str, threads: i
     parts = _parts(len(images), threads) if on_cpu else []
     if backend != "eager":  # which lay maps out as they like; a compiler takes long
         found = [(part, layouts[0]) for part in (parts or [0])]
-        return [Recipe(backend, precision, *one) for one in (found if backend == "onednn" else found[:1])]
+        return [Recipe(backend, precision, *one) for one in (found if backend in ("onednn", "winograd") else found[:1])]
     found = [(part, layouts[0]) for part in (*parts, 0)]
     found[1:1] = [(found[0][0], layout) for layout in layouts[1:]]
     return [Recipe(backend, precision, *one) for one in found]
@@ -140,6 +140,10 @@ def _is_convolutional(model: nn.Module) -> bool:
     return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
 
 
+def _has_winograd(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.stride == (1, 1) and module.groups <= GROUPS
+
+
 def _units(model: nn.Module) -> list[nn.Module]:
     units = [module for _, module in named_units(model, getattr(model, "units", "") or "(?!)")]
     if not units:
@@ -148,15 +152,20 @@ def _units(model: nn.Module) -> list[nn.Module]:
     return units
 
 
-def _need_onednn(model: nn.Module, precision: str, device: torch.device) -> None:
+def _need_onednn(backend: str, model: nn.Module, precision: str, device: torch.device) -> None:
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        raise Unavailable(f"backend='onednn' runs on a CPU, where torch is built with oneDNN, and the images are on {device}; "
+        raise Unavailable(f"backend={backend!r} runs on a CPU, where torch is built with oneDNN, and the images are on {device}; "
                           "take backend='eager' or 'compile'")
+    if backend == "winograd" and precision != "fp32":
+        raise Unavailable(f"backend='winograd' has no {precision}, in which its sums would lose digits; take backend='onednn'")
+    if backend == "winograd" and not any(map(_has_winograd, model.modules())):
+        raise Unavailable(f"backend='winograd' is for 3x3 convolutions of stride 1, which {type(model).__name__} has none of; "
+                          "take backend='onednn'")
     ops: Any = torch.ops.mkldnn
     if not {"fp32": lambda: True, "bf16": ops._is_mkldnn_bf16_supported, "fp16": ops._is_mkldnn_fp16_supported}[precision]():
-        raise Unavailable(f"backend='onednn' has no {precision} on this CPU, which lacks the instructions; take precision='fp32'")
+        raise Unavailable(f"backend={backend!r} has no {precision} on this CPU, which lacks the instructions; take precision='fp32'")
     if not _is_convolutional(model):
-        raise Unavailable(f"backend='onednn' is for convolutions, which {type(model).__name__} does not repeat; take backend='eager'")
+        raise Unavailable(f"backend={backend!r} is for convolutions, which {type(model).__name__} does not repeat; take backend='eager'")
 
 
 def _need_compiler(backend: str) -> None:
@@ -196,6 +205,10 @@ def _eager(view: View, example: Tensor, callers: int) -> Call:
 
 def _packed(view: View, example: Tensor, callers: int) -> Call:
     return with_packed_convolutions(view, example)
+
+
+def _winograd(view: View, example: Tensor, callers: int) -> Call:
+    return with_packed_convolutions(view, example, winograd=True)
 
 
 def _compiled(view: View, example: Tensor, callers: int) -> Call:
@@ -244,7 +257,7 @@ def _packaged(view: View, example: Tensor, callers: int) -> Call:
 
 
 CALLS: dict[str, Callable[[View, Tensor, int], Call]] = {
-    "eager": _eager, "onednn": _packed, "compile": _compiled, "regional": _regional, "aoti": _packaged}
+    "eager": _eager, "onednn": _packed, "winograd": _winograd, "compile": _compiled, "regional": _regional, "aoti": _packaged}
 """What computes a batch, or a part of one, by backend: of a view, an example, and how many threads call it at once."""
 
 
