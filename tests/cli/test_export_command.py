@@ -7,12 +7,14 @@ from safetensors.torch import save_file
 
 import ziggurat
 from commanding import ziggurat_
+from ziggurat.exporting.export import SIDE_STEP
 
 
 def test_a_file_is_written_and_told(tmp_path):
     out, _ = ziggurat_("export", "test_resnet", tmp_path / "net.pt2", "--random", "--view", "pyramid", "--strides", "4,8",
                        "--size", "96", "--pixels")
-    assert "torch, images any x 3 x any x any of 65 pixels and more" in out
+    least = "65 pixels and more" if SIDE_STEP == 1 else "96 pixels and more, multiples of 32"
+    assert f"torch, images any x 3 x any x any of {least}" in out
     assert "gives stride_4, stride_8; within " in out
     assert ziggurat.exporting.open(tmp_path / "net.pt2").metadata["pixels"] is True
 

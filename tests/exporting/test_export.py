@@ -368,6 +368,7 @@ def test_interpolation_as_products(mode, antialias, rules, size):
     assert interpolation_as_products(written, rules) is written
 
 
+@pytest.mark.skipif(SIDE_STEP > 1, reason="free sides are multiples of 32 before torch 2.15, and the table has 14")
 def test_positions_that_shrink_are_taken_by_onnx_runtime(tmp_path):
     """Its own operator refuses to, bicubic, where it moves the permutations of two axes after another behind it."""
 
