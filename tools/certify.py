@@ -211,7 +211,7 @@ def page(table: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--resume", type=Path, default=LINES, metavar="FILE", help=f"lines to append to (default: {LINES})")
-    parser.add_argument("--shard", default="0/1", metavar="K/N", help="every Nth class, from the Kth")
+    parser.add_argument("--shard", default="0/1", metavar="K/N", help="every Nth class, from the Kth: 0/2 and 1/2")
     parser.add_argument("--formats", default=",".join(FORMATS), help="formats, with commas between them (default: all)")
     parser.add_argument("--only", default="", metavar="CLASS", help="classes (module.Class) with this in their names")
     parser.add_argument("--write", type=Path, nargs="+", metavar="FILE", help="write the JSON and the page from these lines")
@@ -223,6 +223,8 @@ def main() -> int:
         print(f"{CERTIFIED.name} and {PAGE.name}: {len(table['classes'])} classes")
         return 0
     first, _, count = args.shard.partition("/")
+    if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
+        parser.error(f"--shard {args.shard}: give K/N with K from 0 to N - 1")
     chosen = dict(list(representatives().items())[int(first)::int(count)])
     chosen = {one: row for one, row in chosen.items() if args.only.lower() in one.lower()}
     formats = args.formats.split(",")
