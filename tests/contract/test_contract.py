@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 import ziggurat
+from ziggurat.models.hrnet import stages
 from ziggurat.registry import catalog
 from ziggurat.testing import CHECKS
 
@@ -39,7 +40,8 @@ SHALLOWER = {
     (name, check): arguments
     for name, arguments in (
         ("densenet121", dict(block_config=(2, 3, 2, 2))), ("deit_tiny_patch16_224", dict(depth=4)),
-        ("deit_tiny_distilled_patch16_224", dict(depth=4)),
+        ("deit_tiny_distilled_patch16_224", dict(depth=4)), ("res2next50", dict(layers=(1, 2, 1, 1))),
+        ("hrnet_w18_small", stages(16, 1, (1, 1, 1))),
     )
     for check in ("compile", "export")
 }
