@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from types import ModuleType, TracebackType
 from typing import Any, NamedTuple
 
@@ -588,6 +588,7 @@ def _interrupts_kept_off() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # which unblocks the signal when it starts, and starts before the first process does
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
