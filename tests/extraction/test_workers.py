@@ -314,6 +314,29 @@ def test_an_interrupt_from_the_terminal_ends_it_without_a_word(tmp_path):
     wait_for(lambda: not any(map(is_alive, family)))
 
 
+def test_an_interrupt_reaches_what_the_program_starts_in_the_same_way_for_itself(tmp_path):
+    """It shares the server that starts decoders, from which the signal is kept off while it imports."""
+    (tmp_path / "mine.py").write_text(
+        "import signal\n"
+        "def mine(pipe):\n"
+        "    pipe.send((signal.pthread_sigmask(signal.SIG_BLOCK, []), signal.getsignal(signal.SIGINT) is signal.default_int_handler))\n")
+    (tmp_path / "program.py").write_text(
+        "import multiprocessing, os, signal\n"
+        "from mine import mine\n"
+        "from ziggurat.extraction.decoding import Preprocessing\n"
+        "from ziggurat.extraction.workers import Decoders\n"
+        "if __name__ == '__main__':\n"
+        "    with Decoders(1, Preprocessing((8, 8))) as decoders:\n"
+        "        context = multiprocessing.get_context('forkserver')\n"
+        "        ours, theirs = context.Pipe()\n"
+        "        process = context.Process(target=mine, args=(theirs,))\n"
+        "        process.start()\n"
+        "        print(ours.recv())\n"
+        "        process.join()\n")
+    done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "(set(), True)\n"
+
+
 def test_the_death_of_the_server_that_starts_processes_is_survived():
     with Decoders(2, SMALL, timeout=0.8, read=hooks.read, decode=hooks.decode) as decoders:
         running = pids(decoders)

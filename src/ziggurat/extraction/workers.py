@@ -156,7 +156,7 @@ class Decoders:
         methods = multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:  # imported once, and shared by the processes
-            self._context.set_forkserver_preload(["torch", "PIL.Image", __name__])
+            self._context.set_forkserver_preload(["torch", "PIL.Image", __name__, f"{__package__}.fork_server"])
         self._board = _Board(self._context, ahead, (*preprocessing.size, preprocessing.channels))
         self._pixels = self._board.pixels()
         self._free = list(range(ahead))
@@ -295,7 +295,7 @@ class Decoders:
     def _start(self) -> None:
         ours, theirs = self._context.Pipe()
         _limit_sending(ours, self.timeout)
-        process = self._context.Process(target=_work, args=(theirs, self._board, self._job), name="ziggurat-decoder", daemon=True)
+        process = self._context.Process(target=_work, args=(_Deafness(), theirs, self._board, self._job), name="ziggurat-decoder", daemon=True)
         with _interrupts_kept_off(), _main_hidden():
             process.start()
         theirs.close()
@@ -430,9 +430,18 @@ class _Found(NamedTuple):
     seconds: float
 
 
-def _work(pipe: connection.Connection, board: _Board, job: _Job) -> None:
+class _Deafness:
+    """An argument that makes the process to which it is sent ignore Ctrl-C, as it arrives: the parent ends a process.
+
+    Arriving first, it is there before whatever the others import, and before multiprocessing prints tracebacks.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return signal.signal, (signal.SIGINT, signal.SIG_IGN)
+
+
+def _work(_: object, pipe: connection.Connection, board: _Board, job: _Job) -> None:
     """What a process does until its pipe ends; then it is gone at once, whatever it was at."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     torch.set_num_threads(1)
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = job.pillow
     reports, slots = _Reports(pipe), board.pixels()
@@ -584,11 +593,14 @@ def _limit_sending(pipe: connection.Connection, seconds: float) -> None:
 
 @contextmanager
 def _interrupts_kept_off() -> Iterator[None]:
-    """Ctrl-C does not reach the processes started here, from their first moment: a blocked signal is inherited."""
+    """Ctrl-C does not reach a server of processes that is started here while it imports: a blocked signal is inherited.
+
+    The last of its imports, `fork_server`, ends that.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # which unblocks the signal when it starts, and starts before the first process does
+    resource_tracker.ensure_running()  # which unblocks the signal when it starts, and starts before the server does
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
