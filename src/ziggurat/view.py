@@ -167,15 +167,11 @@ def _strides_of(model: Backbone) -> list[int]:
 
 
 def _names_of(model: nn.Module, view: str, form: Any, leaves: Sequence[Tensor]) -> tuple[str, ...]:
-    if view == "pyramid":
-        strides = pytree.tree_unflatten(leaves, form)
-        return tuple(f"stride_{stride}" for stride in strides)
+    if view in ("pyramid", "tokens"):
+        return _names_in(view, pytree.tree_unflatten(leaves, form))
     if view == "extract":
         found = pytree.tree_unflatten(leaves, form)
-        return tuple(name for output, value in found.items() for name in (
-            (f"stride_{stride}" for stride in value) if output == "pyramid" else value if output == "tokens" else (output,)))
-    if view == "tokens":
-        return tuple(pytree.tree_unflatten(leaves, form))
+        return tuple(name for output, value in found.items() for name in _names_in(output, value))
     if view == "forward" and isinstance(model, Backbone):
         if model.out_indices is not None:
             strides = _strides_of(model)
@@ -187,6 +183,13 @@ def _names_of(model: nn.Module, view: str, form: Any, leaves: Sequence[Tensor]) 
     if view in ("classify", "embed"):
         return ("scores" if view == "classify" else "embedding",)
     return ("output",) if len(leaves) == 1 else tuple(f"output_{i}" for i in range(len(leaves)))
+
+
+def _names_in(output: str, value: Any) -> tuple[str, ...]:
+    """The names of the tensors that one output of `Backbone.extract` consists of."""
+    if output == "pyramid":
+        return tuple(f"stride_{stride}" for stride in value)
+    return tuple(value) if output == "tokens" else (output,)
 
 
 def _name(model: nn.Module) -> str:

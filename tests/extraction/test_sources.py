@@ -753,7 +753,7 @@ class TestFsspec:
 
     def test_without_pyarrow(self, monkeypatch, tmp_path):
         put(tmp_path, "p.parquet")
-        monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
         with pytest.raises(MissingExtra, match=r"pip install 'ziggurat\[extract\]'"):
             list_inputs(tmp_path / "p.parquet")
 

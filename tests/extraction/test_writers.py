@@ -89,6 +89,6 @@ def test_refusals(tmp_path, monkeypatch):
             writer.add("b", torch.full((5,), 1e6))
         with pytest.raises(BadArgument, match="shape"):
             writer.add("b", torch.zeros(4))
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(MissingExtra, match=r"ziggurat\[parquet\]"):
         open_writer(tmp_path / "vectors.parquet")

@@ -11,7 +11,8 @@ from itertools import accumulate, islice
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import BadArgument, MissingExtra
+from ..errors import BadArgument
+from ..packages import require_packages
 from .sources import Item, refreshed
 
 if TYPE_CHECKING:
@@ -239,9 +240,8 @@ def _schema(pa):  # type: ignore[no-untyped-def]  # of the module, which is no t
 
 
 def _arrow():  # type: ignore[no-untyped-def]  # pyarrow, pyarrow.parquet
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtra("a plan is kept as Parquet, and pyarrow is not installed: pip install 'ziggurat[extract]'") from error
+    require_packages("a plan, which is kept as Parquet,", ["pyarrow"], "extract")
+    import pyarrow
+    import pyarrow.parquet
+
     return pyarrow, pyarrow.parquet

@@ -25,7 +25,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data.image import IMAGE_EXTENSIONS
-from ..errors import BadArgument, MissingExtra
+from ..errors import BadArgument
+from ..packages import require_packages
 from .places import Disk, File, Place, ReadFailure, actual, failure_of, is_url, kept_open, links_of, place_of, printable
 
 if TYPE_CHECKING:
@@ -365,11 +366,10 @@ class _Parquet:
     """A Parquet file that is open until nobody holds it."""
 
     def __init__(self, place: Place, address: str) -> None:
-        try:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-        except ImportError as error:
-            raise MissingExtra("Parquet needs pyarrow, which is not installed: pip install 'ziggurat[extract]'") from error
+        require_packages("Parquet", ["pyarrow"], "extract")
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         self.stream = place.open(address)  # not by its path, which may be no UTF-8
         try:
             self.file = pq.ParquetFile(self.stream, buffer_size=1 << 20)  # in pieces, not a column of a row group at once

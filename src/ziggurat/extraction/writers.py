@@ -15,7 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from .. import __version__
-from ..errors import BadArgument, MissingExtra
+from ..errors import BadArgument
+from ..packages import require_packages
 
 __all__ = ["EmbeddingWriter", "open_writer"]
 
@@ -199,11 +200,7 @@ def open_writer(
     if dtype not in DTYPES:
         raise BadArgument(f"dtype={dtype!r}: give {' or '.join(DTYPES)}")
     if kind is ParquetWriter:
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError as error:
-            raise MissingExtra("Parquet needs pyarrow, which is not installed: pip install 'ziggurat[parquet]', "
-                               "or write .npz, .npy or .csv") from error
+        require_packages("Parquet", ["pyarrow"], "parquet", "write .npz, .npy or .csv")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -16,13 +16,12 @@ from torch import Tensor
 from ..view import View
 from .program import Unavailable
 from .timing import interleaved
-from .winograd import WinogradConvolution
+from .winograd import WinogradConvolution, applies
 
 __all__ = ["with_packed_convolutions"]
 
 aten = torch.ops.aten
 CONVOLUTION = torch.ops.mkldnn._convolution_pointwise  # the operator, with its variants
-GROUPS = 4  # of a convolution, which Winograd's algorithm computes one after the other
 MARGIN = 1.1  # by which it must be faster alone: it needs more of the memory that all threads share
 Fused = tuple[str, Sequence[Any], str]
 """What oneDNN computes after a convolution: name, numbers, algorithm."""
@@ -81,18 +80,23 @@ class _Convolution:
 
     def replace(self, faster: dict[tuple[Any, ...], bool] | None) -> None:
         """Puts one operator in its place; of two where `faster` is given, which says of shapes whether Winograd's is the one."""
-        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-        packed = reorder(self.weight.to_mkldnn(), self.padding, self.stride, self.dilation, self.groups, list(_shape(self.images)))
         if faster is not None and self._has_winograd():
             shapes = (_shape(self.images), tuple(self.weight.shape))
             if shapes not in faster:
-                faster[shapes] = self._is_faster_by_winograd(packed)
+                faster[shapes] = self._is_faster_by_winograd()
             if faster[shapes]:
                 return self._go_by_winograd()
-        self._pack(packed)
+        self._go_packed()
 
-    def _pack(self, packed: Tensor) -> None:
-        self.module.register_buffer(self.name, packed, persistent=False)
+    def _packed(self) -> Tensor:
+        """The weight as oneDNN reads it fastest for images of this shape."""
+        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+        packed: Tensor = reorder(
+            self.weight.to_mkldnn(), self.padding, self.stride, self.dilation, self.groups, list(_shape(self.images)))
+        return packed
+
+    def _go_packed(self) -> None:
+        self.module.register_buffer(self.name, self._packed(), persistent=False)
         fused: Fused = ("none", [], "")
         if self.follower is not None and (self.other is None or self.follower.target is aten.relu.default):
             self.last, fused = self.follower, FOLLOWERS[self.follower.target](*self.follower.args[1:], **self.follower.kwargs)
@@ -107,10 +111,11 @@ class _Convolution:
         self._put(new)
 
     def _has_winograd(self) -> bool:
-        return (self.weight.shape[2:] == (3, 3) and self.groups <= GROUPS and (self.bias is None or self.bias.op == "get_attr")
-                and [*self.stride, *self.padding, *self.dilation] == [1] * 6)
+        return (applies(self.weight.shape[2:], self.stride, self.padding, self.dilation, self.groups)
+                and (self.bias is None or self.bias.op == "get_attr"))
 
-    def _is_faster_by_winograd(self, packed: Tensor) -> bool:
+    def _is_faster_by_winograd(self) -> bool:
+        packed = self._packed()
         maps = torch.randn(_shape(self.images)).contiguous(memory_format=torch.channels_last)
         other = WinogradConvolution(self.weight, groups=self.groups)
         where = (self.padding, self.stride, self.dilation, self.groups)

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from ..backbone.units import named_units
 from ..view import View
-from .onednn_graph import GROUPS, with_packed_convolutions
+from .onednn_graph import with_packed_convolutions
 from .program import PartsProgram, Program, Recipe, Unavailable, in_brief, is_of_memory, torch_threads
+from .winograd import applies
 
 __all__ = ["build", "recipes"]
 
@@ -141,7 +142,8 @@ def _is_convolutional(model: nn.Module) -> bool:
 
 
 def _has_winograd(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.stride == (1, 1) and module.groups <= GROUPS
+    return isinstance(module, nn.Conv2d) and applies(
+        module.kernel_size, module.stride, module.padding, module.dilation, module.groups)
 
 
 def _units(model: nn.Module) -> list[nn.Module]:

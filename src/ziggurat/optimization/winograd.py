@@ -15,11 +15,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-__all__ = ["WinogradConvolution"]
+__all__ = ["WinogradConvolution", "applies"]
 
 SIDE = 4  # outputs of a tile, along each side
 INPUTS = SIDE + 2
 PRODUCTS = INPUTS**2
+GROUPS = 4  # at most: they are computed one after the other
 CACHE = 2**20  # bytes of a strip's inputs, which stay in a core's cache until they are multiplied
 
 # along one side, for the points 0, 1, -1, 2, -2 and infinity: of the inputs, the filter, the products
@@ -38,6 +39,14 @@ def _both_sides(matrix: Sequence[Sequence[float]]) -> Tensor:
 
 TO_PRODUCTS = _both_sides(OF_INPUTS).float()
 TO_OUTPUTS = _both_sides(OF_PRODUCTS).float()
+
+
+def applies(
+    kernel: Sequence[int], stride: Sequence[int], padding: object, dilation: Sequence[int], groups: int,
+) -> bool:
+    """Whether `WinogradConvolution` computes such a convolution: 3x3, of stride 1, padded by one, with few groups."""
+    return tuple(kernel) == (3, 3) and groups <= GROUPS and all(
+        sides in ((1, 1), [1, 1]) for sides in (stride, padding, dilation))
 
 
 class WinogradConvolution(nn.Module):
