@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from .base import Backbone
 
@@ -45,17 +46,29 @@ def _activations(model: nn.Module) -> Iterator[list[int]]:
 
 
 class _ShapesAlone(TorchFunctionMode):
-    """Passes over normalisations, which keep the shape: torch works them out in Python on the meta device, slowly."""
+    """Passes over what keeps shapes and multiplies no matrices: torch works it out in Python on the meta device, slowly."""
 
-    NORMS = frozenset({F.batch_norm, F.group_norm, F.layer_norm})
+    KEPT = frozenset({F.batch_norm, F.group_norm, F.layer_norm, F.gelu, F.hardsigmoid, F.hardswish, F.hardtanh, F.relu, F.relu6,
+                      F.silu, torch.sigmoid, Tensor.sigmoid})
+    OF_TWO = frozenset({Tensor.add, Tensor.mul})
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in self.NORMS:
-            return torch.empty_like(args[0] if args else kwargs["input"])
+        if func in self.KEPT:
+            return args[0] if args else kwargs["input"]
+        if func in self.OF_TWO and isinstance(args[1], Tensor) and _spreads_over(args[1], args[0]):
+            return args[0]
+        if func is F.scaled_dot_product_attention:
+            query, key, value = args[:3]
+            return query @ key.mT @ value
         return func(*args, **kwargs)
+
+
+def _spreads_over(small: Tensor, large: Tensor) -> bool:
+    """Whether the sum of both has the shape of `large`."""
+    return small.ndim == large.ndim and all(side in (1, whole) for side, whole in zip(small.shape, large.shape))
 
 
 @torch.no_grad()
@@ -71,11 +84,26 @@ def run_held(model: Backbone, x: Tensor) -> Tensor:
     return features
 
 
+class _MultiplyAdds(TorchDispatchMode):
+    """Counts multiply-adds by torch's own formulas; `FlopCounterMode` follows modules too, which takes longer than the run."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func.overloadpacket in flop_registry:
+            self.count += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out) // 2
+        return out
+
+
 def _multiply_adds(model: Backbone, x: Tensor) -> tuple[int, Tensor]:
     """Multiply-adds of scores and levels for the images `x`, and the trunk's last output."""
-    with FlopCounterMode(display=False) as flops:
+    with _MultiplyAdds() as counter:
         features = run_held(model, x)
-    return flops.get_total_flops() // 2, features
+    return counter.count, features
 
 
 def measure(

@@ -111,6 +111,10 @@ def adaptive_avg_pool2d(x: Tensor, size: Sequence[Any]) -> Tensor:
     return x.mean((2, 3), keepdim=True) if list(size) == [1, 1] else NotImplemented
 
 
+def alias(x: Tensor) -> Tensor:
+    return x
+
+
 def avg_pool2d(
     x: Tensor, size: list[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,), ceil_mode: bool = False,
     count_include_pad: bool = True, divisor_override: int | None = None,
@@ -160,13 +164,24 @@ def _largest(size: Any, side: Any, smallest: int) -> int:
     return max(int(np.max(values)), 0)
 
 
+def upsample_nearest2d(x: Tensor, size: Sequence[Any] | None, factors: Sequence[float] | None) -> Tensor:
+    """A map of a free size made as large as another: rows and columns taken by their numbers."""
+    if size is None or all(isinstance(side, int) for side in (*size, *x.shape[2:])):
+        return NotImplemented
+    for axis, side in enumerate(size, 2):
+        x = x.index_select(axis, torch.arange(side, device=x.device) * x.shape[axis] // side)
+    return x
+
+
 DECOMPOSED: dict[Any, Callable[..., Any]] = {
     **ANTIALIASED,
     aten.adaptive_avg_pool2d.default: adaptive_avg_pool2d,
     aten.addcmul.default: addcmul,
+    aten.alias.default: alias,
     aten.avg_pool2d.default: avg_pool2d,
     aten.channel_shuffle.default: channel_shuffle,
     aten.constant_pad_nd.default: constant_pad_nd,
+    aten.upsample_nearest2d.vec: upsample_nearest2d,
 }
 """Operators that coremltools cannot convert, by others."""
 

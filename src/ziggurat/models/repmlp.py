@@ -92,15 +92,15 @@ class RepMLPBlock(nn.Module):
             self.add_module(f"repconv{k}", conv_bn(share_sets, share_sets, k, padding=k // 2, groups=share_sets))
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, dim = x.shape[:2]
         rows, columns = self.partition
-        parts = x.unflatten(3, (-1, columns)).unflatten(2, (-1, rows))  # B, C, parts down, rows, parts across, columns
-        down, across = parts.shape[2], parts.shape[4]
-        parts = parts.permute(0, 2, 4, 1, 3, 5).reshape(-1, self.share_sets, rows, columns)
+        # cut one way after the other: Core ML has no tensors of more than five axes
+        strips = x.unflatten(3, (-1, columns)).permute(0, 3, 1, 2, 4)  # B, across, C, H, columns
+        pieces = strips.flatten(0, 1).unflatten(2, (-1, rows)).permute(0, 2, 1, 3, 4)  # B * across, down, C, rows, columns
+        parts = pieces.reshape(-1, self.share_sets, rows, columns)
         mixed = self.fc3_bn(self.fc3(parts.flatten(1)[..., None, None]).view_as(parts))
         for k in self.kernels:
             mixed = mixed + getattr(self, f"repconv{k}")(parts)
-        mixed = mixed.reshape(batch, down, across, dim, rows, columns).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
+        mixed = mixed.reshape(pieces.shape).permute(0, 2, 1, 3, 4).reshape(strips.shape).permute(0, 2, 3, 1, 4).reshape(x.shape)
         return mixed * self.gp(x)
 
     @torch.no_grad()
