@@ -6,6 +6,7 @@ import pytest
 
 import ziggurat
 from ziggurat.models.hrnet import stages
+from ziggurat.models.xception_aligned import ENTRY, MIDDLE, PRE_EXIT
 from ziggurat.registry import catalog
 from ziggurat.testing import CHECKS
 
@@ -35,13 +36,19 @@ ELSEWHERE = {
     for check in ("compile", "export")
 } | dict.fromkeys(itertools.product(["repmlp_t224"], CHECKS), "tests/models/test_repmlp.py")  # images of 224 pixels or more
 
+# one inception block a stage
+INCEPTIONS = [[(64, 96, 128, 16, 32, 32)], [(192, 96, 208, 16, 48, 64)], [(256, 160, 320, 32, 128, 128)]]
+
 # captured with fewer layers, all of which are alike
 SHALLOWER = {
     (name, check): arguments
     for name, arguments in (
         ("densenet121", dict(block_config=(2, 3, 2, 2))), ("deit_tiny_patch16_224", dict(depth=4)),
         ("deit_tiny_distilled_patch16_224", dict(depth=4)), ("res2next50", dict(layers=(1, 2, 1, 1))),
-        ("hrnet_w18_small", stages(16, 1, (1, 1, 1))),
+        ("hrnet_w18_small", stages(16, 1, (1, 1, 1))), ("googlenet", dict(stages=INCEPTIONS)), ("regnetx_002", dict(depth=8)),
+        ("shufflenet_v1_g3_05", dict(depths=(2, 2, 2))), ("shufflenet_v2_x0_5", dict(depths=(2, 2, 2))),
+        ("xception41p", dict(block_cfg=(*ENTRY, *MIDDLE, *PRE_EXIT))), ("skresnet18", dict(layers=(1, 1, 1, 1))),
+        ("cs3darknet_focus_s", dict(depths=(1, 1, 2, 1))), ("ese_vovnet19b_slim_dw", dict(layer_per_block=2)),
     )
     for check in ("compile", "export")
 }

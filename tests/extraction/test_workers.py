@@ -271,6 +271,7 @@ from ziggurat.extraction.sources import Item
 from ziggurat.extraction.workers import Decoders
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests
     decoders = Decoders(2, Preprocessing((224, 224)), read=hooks.read, decode=hooks.decode)
     results = decoders.map([Item(str(n), text) for n, text in enumerate(["grey 1", *["{text}"] * 2000])])
     next(results)
@@ -326,6 +327,7 @@ def test_an_interrupt_reaches_what_the_program_starts_in_the_same_way_for_itself
         "from ziggurat.extraction.decoding import Preprocessing\n"
         "from ziggurat.extraction.workers import Decoders\n"
         "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whatever started the tests
         "    with Decoders(1, Preprocessing((8, 8))) as decoders:\n"
         "        context = multiprocessing.get_context('forkserver')\n"
         "        ours, theirs = context.Pipe()\n"
