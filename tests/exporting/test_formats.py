@@ -120,6 +120,22 @@ def test_padding_by_less_than_nothing_cuts():
             assert torch.equal(changed.module(check_guards=False)(images)[0], Shifted()(images)[0])
 
 
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_maps_are_made_as_large_as_others_of_free_sizes(mode):
+    class Fused(torch.nn.Module):
+        def forward(self, images):
+            small = torch.nn.functional.avg_pool2d(images, 4, ceil_mode=True)
+            return (images + torch.nn.functional.interpolate(small, images.shape[2:], mode=mode),)
+
+    side = torch.export.Dim.DYNAMIC
+    program = torch.export.export(Fused(), (torch.randn(1, 3, 70, 90),), dynamic_shapes=({2: side, 3: side},))
+    changed = coreml.decomposed(program)
+    assert not any("upsample" in str(node.target) for node in changed.graph.nodes)
+    for shape in ((1, 3, 70, 90), (1, 3, 67, 81), (1, 3, 72, 96), (1, 3, 201, 13)):
+        images = torch.randn(shape)
+        assert largest_error(changed.module(check_guards=False)(images), Fused()(images)) < 1e-6
+
+
 def test_the_mean_of_a_map_says_nothing_of_memory():
     class Pooled(torch.nn.Module):
         def forward(self, images):

@@ -26,7 +26,7 @@ from ..errors import BadArgument
 from ..view import View
 from .export import exported_program
 from .loaded import Loaded
-from .resampling import ANTIALIASED
+from .resampling import ANTIALIASED, LINEAR
 
 __all__ = ["open", "write"]
 
@@ -164,12 +164,22 @@ def _largest(size: Any, side: Any, smallest: int) -> int:
     return max(int(np.max(values)), 0)
 
 
-def upsample_nearest2d(x: Tensor, size: Sequence[Any] | None, factors: Sequence[float] | None) -> Tensor:
+def has_free_sizes(x: Tensor, size: Sequence[Any] | None) -> bool:
+    """Whether `x` is interpolated to `size` from sides, or to sides, that depend on the image's."""
+    return size is not None and not all(isinstance(side, int) for side in (*size, *x.shape[2:]))
+
+
+def upsample_bilinear2d(x: Tensor, size: Sequence[Any] | None, align_corners: bool, *factors: Any) -> Tensor:
+    return LINEAR[aten.upsample_bilinear2d.vec](x, size, align_corners, *factors) if has_free_sizes(x, size) else NotImplemented
+
+
+def upsample_nearest2d(x: Tensor, size: Sequence[Any] | None, *factors: Any) -> Tensor:
     """A map of a free size made as large as another: rows and columns taken by their numbers."""
-    if size is None or all(isinstance(side, int) for side in (*size, *x.shape[2:])):
+    if size is None or not has_free_sizes(x, size):
         return NotImplemented
     for axis, side in enumerate(size, 2):
-        x = x.index_select(axis, torch.arange(side, device=x.device) * x.shape[axis] // side)
+        numbers = torch.arange(side, device=x.device) * x.shape[axis] // side
+        x = x.index_select(axis, numbers.int())  # integers they are already, but in Core ML a quotient is a float
     return x
 
 
@@ -181,6 +191,7 @@ DECOMPOSED: dict[Any, Callable[..., Any]] = {
     aten.avg_pool2d.default: avg_pool2d,
     aten.channel_shuffle.default: channel_shuffle,
     aten.constant_pad_nd.default: constant_pad_nd,
+    aten.upsample_bilinear2d.vec: upsample_bilinear2d,
     aten.upsample_nearest2d.vec: upsample_nearest2d,
 }
 """Operators that coremltools cannot convert, by others."""

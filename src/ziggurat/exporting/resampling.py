@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-__all__ = ["ANTIALIASED", "CUBIC", "interpolation_as_products"]
+__all__ = ["ANTIALIASED", "CUBIC", "LINEAR", "interpolation_as_products"]
 
 aten: Any = torch.ops.aten
 
@@ -21,7 +21,8 @@ Matrix = Callable[[Any, Any, Tensor], Tensor]  # of the sides before and after, 
 def interpolation_as_products(program: ExportedProgram, rules: Mapping[Any, Callable[..., Tensor]]) -> ExportedProgram:
     """`program` with interpolation by one of the operators of `rules` written out; itself without any.
 
-    `ANTIALIASED` are those of `F.interpolate(mode='bilinear' or 'bicubic', antialias=True)`, `CUBIC` those of 'bicubic' without.
+    `ANTIALIASED` are those of `F.interpolate(mode='bilinear' or 'bicubic', antialias=True)`, `CUBIC` those of 'bicubic' without,
+    `LINEAR` those of 'bilinear' without.
     """
     return program.run_decompositions(dict(rules)) if any(node.target in rules for node in program.graph.nodes) else program
 
@@ -46,10 +47,21 @@ def antialiased(kernel: Callable[[Tensor], Tensor], before: Any, after: Any, lik
     return (found / found.sum(1, keepdim=True)).to(like.dtype)
 
 
+def places_in(before: Any, after: Any, like: Tensor) -> Tensor:
+    """Where the `after` values of an axis lie among the `before` that it had, in steps from the first of these."""
+    places = torch.arange(after, dtype=torch.float32, device=like.device) + 0.5
+    return places * (places.new_full((), before) / after) - 0.5
+
+
+def linear(before: Any, after: Any, like: Tensor) -> Tensor:
+    """The matrix (after, before) that takes the two values around a place, the one at the border for what lies beyond it."""
+    places = places_in(before, after, like).clamp(0, before - 1)
+    return triangle((places[:, None] - torch.arange(before, device=like.device)).abs()).to(like.dtype)
+
+
 def plain(before: Any, after: Any, like: Tensor) -> Tensor:
     """The matrix (after, before) that takes the four values around a place, those at the border for what lies beyond it."""
-    places = torch.arange(after, dtype=torch.float32, device=like.device) + 0.5
-    places = places * (places.new_full((), before) / after) - 0.5
+    places = places_in(before, after, like)
     four = places.floor()[:, None] + torch.arange(-1, 3, device=like.device)
     values = cubic((places[:, None] - four).abs(), -0.75)
     taken = four.clamp(0, before - 1)[..., None] == torch.arange(before, device=like.device)
@@ -75,3 +87,4 @@ def rules(operator: Any, matrix: Matrix) -> dict[Any, Callable[..., Tensor]]:
 ANTIALIASED = (rules(aten._upsample_bilinear2d_aa, partial(antialiased, triangle))
                | rules(aten._upsample_bicubic2d_aa, partial(antialiased, partial(cubic, a=-0.5))))
 CUBIC = rules(aten.upsample_bicubic2d, plain)
+LINEAR = rules(aten.upsample_bilinear2d, linear)
