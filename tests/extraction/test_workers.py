@@ -322,7 +322,7 @@ def test_an_interrupt_reaches_what_the_program_starts_in_the_same_way_for_itself
         "def mine(pipe):\n"
         "    pipe.send((signal.pthread_sigmask(signal.SIG_BLOCK, []), signal.getsignal(signal.SIGINT) is signal.default_int_handler))\n")
     (tmp_path / "program.py").write_text(
-        "import multiprocessing, os, signal\n"
+        "import multiprocessing, signal\n"
         "from mine import mine\n"
         "from ziggurat.extraction.decoding import Preprocessing\n"
         "from ziggurat.extraction.workers import Decoders\n"

@@ -46,7 +46,10 @@ def _activations(model: nn.Module) -> Iterator[list[int]]:
 
 
 class _ShapesAlone(TorchFunctionMode):
-    """Passes over what keeps shapes and multiplies no matrices: torch works it out in Python on the meta device, slowly."""
+    """Passes over what keeps shapes and multiplies no matrices: torch works it out in Python on the meta device, slowly.
+
+    Of attention its two products of matrices are left.
+    """
 
     KEPT = frozenset({F.batch_norm, F.group_norm, F.layer_norm, F.gelu, F.hardsigmoid, F.hardswish, F.hardtanh, F.relu, F.relu6,
                       F.silu, torch.sigmoid, Tensor.sigmoid})

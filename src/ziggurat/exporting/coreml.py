@@ -164,18 +164,20 @@ def _largest(size: Any, side: Any, smallest: int) -> int:
     return max(int(np.max(values)), 0)
 
 
-def has_free_sizes(x: Tensor, size: Sequence[Any] | None) -> bool:
-    """Whether `x` is interpolated to `size` from sides, or to sides, that depend on the image's."""
-    return size is not None and not all(isinstance(side, int) for side in (*size, *x.shape[2:]))
+def is_fixed(*sides: Any) -> bool:
+    """Whether none of these sides depends on the image's."""
+    return all(isinstance(side, int) for side in sides)
 
 
 def upsample_bilinear2d(x: Tensor, size: Sequence[Any] | None, align_corners: bool, *factors: Any) -> Tensor:
-    return LINEAR[aten.upsample_bilinear2d.vec](x, size, align_corners, *factors) if has_free_sizes(x, size) else NotImplemented
+    if size is None or is_fixed(*size, *x.shape[2:]):
+        return NotImplemented
+    return LINEAR[aten.upsample_bilinear2d.vec](x, size, align_corners, *factors)
 
 
 def upsample_nearest2d(x: Tensor, size: Sequence[Any] | None, *factors: Any) -> Tensor:
     """A map of a free size made as large as another: rows and columns taken by their numbers."""
-    if size is None or not has_free_sizes(x, size):
+    if size is None or is_fixed(*size, *x.shape[2:]):
         return NotImplemented
     for axis, side in enumerate(size, 2):
         numbers = torch.arange(side, device=x.device) * x.shape[axis] // side
